@@ -1,0 +1,37 @@
+# make demo: the whole pipeline on generated scenes. make test: the tests. Both set up what they need.
+PYTHON ?= python3
+VENV ?= $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),$(CURDIR)/.venv)
+RUN := $(VENV)/bin
+READY := $(VENV)/.cakdp_ready
+DEMO ?= demo
+KITTI ?= data/kitti
+
+.PHONY: help setup test lint demo study real clean
+help:
+	@echo "make demo   set up, then compress a detector on generated scenes; report in $(DEMO)/report.html"
+	@echo "make test   set up, then run the tests"
+	@echo "make lint   formatting, lint, types"
+	@echo "make study  distilled against fine-tuned alone over three seeds (hours)"
+	@echo "make real   over-fit and compress on real KITTI frames in KITTI=$(KITTI) (hours on a CPU)"
+
+setup: $(READY)
+$(READY): requirements.txt requirements-dev.txt pyproject.toml setup.py $(wildcard ops/*.cpp ops/*/*.cpp ops/*/*.h)
+	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --progress-bar on --upgrade pip "setuptools>=68" wheel
+	$(RUN)/python -m pip install --progress-bar on -r requirements-dev.txt
+	$(RUN)/python -m pip install --no-build-isolation --no-deps -e .
+	touch $@
+
+test: setup
+	$(RUN)/python -m pytest -n auto --dist worksteal
+
+lint: setup
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	$(RUN)/mypy
+
+demo: setup
+	PYTHON=$(RUN)/python bash tools/demo.sh $(DEMO)
+
+clean:
+	rm -rf build dist *.egg-info $(DEMO) .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,181 @@
+"""What was asked for: YAML with nested bases, command-line overrides, and frozen dataclasses for our own sections."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from easydict import EasyDict
+
+T = TypeVar("T")
+BASE_KEY = "_BASE_CONFIG_"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key, the file and what would be valid."""
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> EasyDict:
+    """Read a YAML file with its bases and apply ``KEY VALUE`` overrides.
+
+    ``_BASE_CONFIG_`` may stand at any depth and bases may have bases. A base is looked for beside the file that
+    names it, then, as OpenPCDet's own files expect, from the working directory, then from any parent folder of
+    the file. Mappings merge key by key, everything else is replaced.
+
+    Args:
+        path: the YAML file.
+        overrides: flat list ``[KEY, VALUE, KEY, VALUE, ...]`` as after ``--set``; keys are dotted.
+
+    Returns:
+        The merged tree; ``CONFIG_FILE`` holds the path it came from.
+
+    Raises:
+        ConfigError: for a missing file, a circular base, a syntax error, an unknown key or a value of another type.
+    """
+    path = Path(path)
+    tree = EasyDict(_load_file(path, ()))
+    tree["CONFIG_FILE"] = str(path)
+    apply_overrides(tree, overrides)
+    return tree
+
+
+def _load_file(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    resolved = path.resolve()
+    if resolved in seen:
+        chain = " -> ".join(str(p) for p in (*seen, resolved))
+        raise ConfigError(f"{BASE_KEY} goes in a circle: {chain}")
+    if not path.is_file():
+        raise ConfigError(f"no configuration file at {path}")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold a mapping at its top, got {type(raw).__name__}")
+    return _resolve_bases(raw, path, (*seen, resolved))
+
+
+def _resolve_bases(node: Mapping[str, Any], path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    if BASE_KEY in node:
+        merged = _load_file(_find_base(str(node[BASE_KEY]), path), seen)
+    own = {
+        key: _resolve_bases(value, path, seen) if isinstance(value, Mapping) else value
+        for key, value in node.items()
+        if key != BASE_KEY
+    }
+    return merge(merged, own)
+
+
+def _find_base(name: str, path: Path) -> Path:
+    candidates = [path.parent / name, Path(name), *(parent / name for parent in path.resolve().parents)]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise ConfigError(f"{path} names the base {name!r}, which is neither beside it nor under {Path.cwd()}")
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge two trees: mappings key by key, everything else from ``over``; neither argument is changed."""
+    merged = deepcopy(dict(base))
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else deepcopy(value)
+    return merged
+
+
+def apply_overrides(tree: EasyDict, overrides: Sequence[str]) -> None:
+    """Set dotted keys of ``tree`` in place from ``[KEY, VALUE, ...]``.
+
+    The key must exist and the type must stay; an int is taken where a float stands, anything where null stands.
+
+    Raises:
+        ConfigError: for an odd list, a key that does not exist, or a value of another type.
+    """
+    if len(overrides) % 2:
+        raise ConfigError(f"--set takes KEY VALUE pairs, got {len(overrides)} words: {' '.join(overrides)}")
+    for dotted, text in zip(overrides[::2], overrides[1::2], strict=True):
+        *parents, leaf = dotted.split(".")
+        node: Any = tree
+        for depth, name in enumerate([*parents, leaf]):
+            if not isinstance(node, Mapping) or name not in node:
+                valid = ", ".join(map(str, node)) if isinstance(node, Mapping) else "none, it is a value"
+                where = ".".join(dotted.split(".")[:depth]) or "the top level"
+                raise ConfigError(f"--set {dotted}: no key {name!r} under {where}; keys there: {valid}")
+            if depth < len(parents):
+                node = node[name]
+        node[leaf] = _cast_like(node[leaf], yaml.safe_load(text), dotted)
+
+
+def _cast_like(old: Any, new: Any, dotted: str) -> Any:
+    if isinstance(new, str) and isinstance(old, int | float) and not isinstance(old, bool):
+        new = _number_or(new)
+    if old is None or new is None or type(new) is type(old):
+        return new
+    if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
+        return float(new)
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return EasyDict(merge(old, new))
+    if isinstance(old, list | tuple) and isinstance(new, list | tuple):
+        return list(new)
+    if isinstance(old, list | tuple) and isinstance(new, str) and "," in new:
+        return [yaml.safe_load(part) for part in new.split(",")]
+    raise ConfigError(f"--set {dotted} {new!r}: expected {type(old).__name__} like {old!r}, got {type(new).__name__}")
+
+
+def _number_or(text: str) -> Any:
+    """Read what YAML 1.1 leaves a string (``1e-3``) as a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def from_node(cls: type[T], node: Mapping[str, Any] | None, where: str) -> T:
+    """Build one of our frozen dataclasses from a YAML mapping with UPPER_CASE keys.
+
+    Args:
+        cls: a dataclass; field ``score_thresh`` is read from ``SCORE_THRESH``; a field whose type is itself a
+            dataclass is read from the mapping of that name.
+        node: the mapping; None stands for an empty one.
+        where: what errors call it, e.g. ``MODEL.DISTILL in cfgs/kitti/second_cakdp.yaml``.
+
+    Raises:
+        ConfigError: for an unknown key (the valid ones are listed), a missing one, or a value the class refuses.
+    """
+    node = {} if node is None else node
+    hints = typing.get_type_hints(cls)
+    fields = {f.name.upper(): f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = [key for key in node if key not in fields]
+    if unknown:
+        raise ConfigError(f"unknown key {', '.join(unknown)} in {where}; valid keys: {', '.join(fields)}")
+    values: dict[str, Any] = {}
+    for key, value in node.items():
+        name = fields[key].name
+        hint = next((h for h in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(h)), None)
+        if hint is not None and isinstance(value, Mapping):
+            values[name] = from_node(hint, value, f"{key} of {where}")  # type: ignore[arg-type]
+        else:
+            values[name] = tuple(value) if isinstance(value, list) else value
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSource:
+    """Where a trained model comes from.
+
+    Attributes:
+        cfg: YAML that describes it, relative to the YAML that names it or to the working directory.
+        ckpt: checkpoint file, or run folder whose last epoch is taken.
+    """
+
+    cfg: str
+    ckpt: str

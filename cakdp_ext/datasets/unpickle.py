@@ -1,0 +1,62 @@
+"""Pickles that hold arrays and plain containers, read without running anything else."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_NUMPY_CORE = "numpy._core" if np.lib.NumpyVersion(np.__version__) >= "2.0.0b1" else "numpy.core"
+_ALLOWED = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("_codecs", "encode"),
+    ("builtins", "set"),
+    ("builtins", "frozenset"),
+    ("builtins", "bytearray"),
+    ("builtins", "complex"),
+}
+_DAMAGE = (EOFError, AttributeError, ImportError, IndexError, KeyError, TypeError, ValueError, OverflowError)
+
+
+class RefusedPickleError(ValueError):
+    """A pickle that asks for something other than arrays and plain containers."""
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        modern = module.replace("numpy.core", "numpy._core", 1)
+        if (modern, name) not in _ALLOWED:
+            raise RefusedPickleError(f"{module}.{name}")
+        return getattr(import_module(modern.replace("numpy._core", _NUMPY_CORE, 1)), name)
+
+
+def load_arrays(path: Path) -> Any:
+    """Read a pickle of NumPy arrays and scalars, numbers, strings and containers of these.
+
+    Pickles written under NumPy 1 and under NumPy 2 are both read.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: when it is not there.
+        RefusedPickleError: when it asks for any other class or function; nothing of it has run.
+        ValueError: when it is damaged.
+    """
+    with path.open("rb") as file:
+        try:
+            return _ArrayUnpickler(file).load()
+        except RefusedPickleError as error:
+            raise RefusedPickleError(
+                f"{path} asks for {error}, which could run code; only NumPy arrays and plain containers are read"
+            ) from error
+        except (pickle.UnpicklingError, *_DAMAGE) as error:
+            raise ValueError(f"{path} is damaged or no pickle ({error}); write it again") from error

@@ -1,0 +1,129 @@
+"""What does the sparse voxel grid hold? 3D backbones of submanifold and strided sparse convolutions."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cakdp_ext.detectors.registry import BACKBONES_3D
+from cakdp_ext.detectors.sparse import SparseBlock, VoxelBatchNorm1d, conv_block, spconv
+from cakdp_ext.types import LidarGeometry
+
+SCALES = ("conv1", "conv2", "conv3", "conv4")
+_NORM = partial(VoxelBatchNorm1d, eps=1e-3, momentum=0.01)
+
+
+@dataclass(frozen=True)
+class BackboneFeatures:
+    """What a 3D backbone says about a batch.
+
+    Attributes:
+        encoded: ``SparseConvTensor`` that the bird's-eye view is made of.
+        multi_scale: ``x_conv1`` to ``x_conv4`` -> ``SparseConvTensor`` of that scale.
+        strides: the same names, and ``encoded`` -> stride in x and y with respect to the voxel grid.
+    """
+
+    encoded: Any
+    multi_scale: Mapping[str, Any]
+    strides: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class VoxelBackBone8xConfig:
+    """Keys of BACKBONE_3D.
+
+    Attributes:
+        last_pad: padding of the last convolution, along every axis.
+    """
+
+    last_pad: int = 0
+
+
+@BACKBONES_3D.register("VoxelBackBone8x")
+class VoxelBackBone8x(nn.Module):
+    """Four scales of sparse convolutions, each half as fine as the one before, and a last one that flattens height.
+
+    Args:
+        config: the section's keys.
+        in_channels: features of a voxel.
+        geometry: the voxel grid; its z axis gets one more layer, as every published checkpoint of this backbone has.
+
+    Source: SECOND (Yan et al., Sensors 2018), section 3.1.2, with OpenPCDet's widths and tensor names.
+    """
+
+    Config = VoxelBackBone8xConfig
+    stride = 8
+
+    def __init__(self, config: VoxelBackBone8xConfig, in_channels: int, geometry: LidarGeometry) -> None:
+        super().__init__()
+        nx, ny, nz = geometry.grid_size
+        self.spatial_shape = [nz + 1, ny, nx]
+        self.conv_input = _same_scale(in_channels, 16, "subm1")
+        self.conv1 = spconv.SparseSequential(_same_scale(16, 16, "subm1"))
+        self.conv2 = _next_scale(16, 32, 2)
+        self.conv3 = _next_scale(32, 64, 3)
+        self.conv4 = _next_scale(64, 64, 4, padding=(0, 1, 1))
+        flatten = spconv.SparseConv3d(
+            64, 128, (3, 1, 1), stride=(2, 1, 1), padding=config.last_pad, bias=False, indice_key="spconv_down2"
+        )
+        self.conv_out = conv_block(flatten, _NORM)
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Channels of every scale and of ``encoded``, as the convolutions have them now."""
+        scales = {f"x_{name}": int(getattr(self, name)[-1][0].out_channels) for name in SCALES}
+        return {**scales, "encoded": int(self.conv_out[0].out_channels)}
+
+    @property
+    def num_heights(self) -> int:
+        """Layers along z that are left in ``encoded``."""
+        shape = self.spatial_shape
+        strided = [m for m in self.modules() if isinstance(m, spconv.SparseConv3d)]
+        for conv in strided:
+            shape = spconv.ops.get_conv_output_size(shape, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+        return int(shape[0])
+
+    def forward(self, features: Tensor, voxel_coords: Tensor, batch_size: int) -> BackboneFeatures:
+        """Encode the voxels of a batch.
+
+        Args:
+            features: ``(V, F)`` of the voxels; V may be 0.
+            voxel_coords: ``(V, 4)`` int32, ``(batch, z, y, x)``.
+            batch_size: number of frames, those without a voxel included.
+
+        Returns:
+            Every scale; frames or batches without voxels have none at any scale, and every parameter is in the graph.
+        """
+        with _float32_on_cpu(features.device):
+            voxels = spconv.SparseConvTensor(features.float(), voxel_coords.int(), self.spatial_shape, batch_size)
+            scales, current = {}, self.conv_input(voxels)
+            for name in SCALES:
+                scales[f"x_{name}"] = current = getattr(self, name)(current)
+            encoded = self.conv_out(current)
+        strides = {name: 2**level for level, name in enumerate(scales)}
+        return BackboneFeatures(encoded, scales, {**strides, "encoded": self.stride})
+
+
+def _same_scale(in_channels: int, channels: int, key: str) -> SparseBlock:
+    return conv_block(spconv.SubMConv3d(in_channels, channels, 3, padding=1, bias=False, indice_key=key), _NORM)
+
+
+def _next_scale(in_channels: int, channels: int, level: int, padding: int | tuple[int, int, int] = 1) -> Any:
+    down = spconv.SparseConv3d(
+        in_channels, channels, 3, stride=2, padding=padding, bias=False, indice_key=f"spconv{level}"
+    )
+    key = f"subm{level}"
+    return spconv.SparseSequential(
+        conv_block(down, _NORM), _same_scale(channels, channels, key), _same_scale(channels, channels, key)
+    )
+
+
+def _float32_on_cpu(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Keep autocast away from spconv's CPU kernels, which know neither float16 nor bfloat16."""
+    return torch.autocast("cpu", enabled=False) if device.type == "cpu" else contextlib.nullcontext()

@@ -1,0 +1,139 @@
+"""The one door to spconv: finds it, cures its two CPU faults, and offers a convolution block that bears emptiness.
+
+spconv 2.3.8 runs on CPU but for two slips: its backward pass asks for the current CUDA stream whatever the device,
+and a convolution with a bias refuses to run in eval mode. Both are cured from outside when this module is imported;
+what spconv does with CUDA tensors stays as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+INSTALL_HINT = (
+    "the built-in detectors need spconv, which cannot be imported ({error}); "
+    "pip install spconv==2.3.8 (CPU) or spconv-cu12x (CUDA, the x as in your CUDA version, e.g. spconv-cu126)"
+)
+
+
+def load_spconv() -> ModuleType:
+    """Import ``spconv.pytorch``, under whichever distribution name it was installed.
+
+    Raises:
+        ImportError: when there is none, or only a 1.x one; says what to install.
+    """
+    try:
+        import spconv.pytorch
+    except ImportError as error:
+        raise ImportError(INSTALL_HINT.format(error=error)) from error
+    return spconv.pytorch
+
+
+def cure_cpu_faults() -> None:
+    """Make spconv train and evaluate on CPU; calling it again changes nothing, CUDA tensors never notice.
+
+    Whoever replaced the two functions before us with versions that need no cure is wrapped all the same: the
+    wrappers only act where the originals would fail.
+    """
+    from spconv.pytorch import conv, ops
+
+    ops.get_current_stream = _once(ops.get_current_stream, _stream_or_zero)
+    base = conv.SparseConvolutionBase
+    base._conv_forward = _once(base._conv_forward, _conv_forward_with_bias_on_cpu)
+
+
+def _once(function: Callable[..., Any], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[..., Any]:
+    if getattr(function, "cured_for_cpu", False):
+        return function
+    cured = functools.wraps(function)(wrap(function))
+    cured.cured_for_cpu = True  # type: ignore[attr-defined]
+    return cured
+
+
+def _stream_or_zero(current_stream: Callable[[], int]) -> Callable[[], int]:
+    def stream() -> int:
+        return current_stream() if torch.cuda.is_initialized() else 0
+
+    return stream
+
+
+def _conv_forward_with_bias_on_cpu(conv_forward: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: Any, training: bool, input: Any, weight: Tensor, bias: Tensor | None, *rest: Any, **kw: Any) -> Any:
+        adds_bias_itself = bias is not None and not training and not input.features.is_cuda
+        return conv_forward(self, training or adds_bias_itself, input, weight, bias, *rest, **kw)
+
+    return forward
+
+
+spconv = load_spconv()
+cure_cpu_faults()
+
+
+class VoxelBatchNorm1d(nn.BatchNorm1d):
+    """Batch norm over active voxels that bears a step with fewer than two of them.
+
+    One voxel has no variance and none has no mean: such a step is normalised with the running statistics and leaves
+    them alone, while weight and bias stay in the graph (their gradients are zero where there is no voxel).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise ``(V, C)`` features."""
+        if not self.training or len(input) > 1:
+            return super().forward(input)
+        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+class SparseBlock(spconv.SparseSequential):  # type: ignore[misc, name-defined]
+    """A sparse convolution followed by modules that work on its features; no active voxel gives none, without error.
+
+    spconv refuses an empty input and skips the norms behind an empty output, which would take their parameters out of
+    the graph and let a distributed run wait for gradients that never come.
+    """
+
+    def forward(self, input: Any) -> Any:
+        """Run the block on a ``SparseConvTensor``."""
+        for module in self.children():
+            if isinstance(module, spconv.SparseModule):
+                input = module(input) if len(input.features) else convolve_nothing(module, input)
+            else:
+                input = input.replace_feature(module(input.features))
+        return input
+
+
+def convolve_nothing(conv: Any, empty: Any) -> Any:
+    """Give what a sparse convolution makes of a tensor without active voxels.
+
+    Args:
+        conv: a sparse convolution that is neither transposed nor inverse.
+        empty: a ``SparseConvTensor`` with no voxel.
+
+    Returns:
+        A ``SparseConvTensor`` with no voxel, the convolution's channels and output shape; gradients reach the weight,
+        as zeros.
+    """
+    from spconv.pytorch import ops
+
+    weight = conv.weight.reshape(len(conv.weight), -1, conv.weight.shape[-1])[:, 0]
+    out = empty.replace_feature(empty.features @ weight.T)
+    if not conv.subm:
+        shape = ops.get_conv_output_size(
+            empty.spatial_shape, conv.kernel_size, conv.stride, conv.padding, conv.dilation
+        )
+        out.spatial_shape = list(shape)
+    return out
+
+
+def conv_block(conv: Any, norm: Callable[[int], nn.Module]) -> SparseBlock:
+    """Put a norm and a ReLU behind a sparse convolution.
+
+    Args:
+        conv: the convolution.
+        norm: makes the norm from a number of channels.
+    """
+    return SparseBlock(conv, norm(conv.out_channels), nn.ReLU())

@@ -1,0 +1,178 @@
+"""From YAML to parts: detectors, the compact student with its plan and weights, the frozen teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from easydict import EasyDict
+from torch import Tensor, nn
+
+from cakdp_ext.config import ConfigError, ModelSource, from_node, load_config
+from cakdp_ext.detectors import build_detector
+from cakdp_ext.distillation import DistillConfig, FrozenTeacher
+from cakdp_ext.engine.checkpoint import CheckpointError, find_checkpoint, load_weights, read_checkpoint
+from cakdp_ext.pruning import ChannelGraph, PruningConfig, apply_plan, load_plan, plan_from_dict, trace_channels
+from cakdp_ext.types import Batch, LidarGeometry, PruningPlan
+
+IOU_BRANCH = ("dense_head.conv_iou",)
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student ready to train or test.
+
+    Attributes:
+        model: the compact network where there is a plan, the full one otherwise.
+        plan: what was cut, or None.
+    """
+
+    model: nn.Module
+    plan: PruningPlan | None
+
+
+def distill_config(config: Mapping[str, Any]) -> DistillConfig | None:
+    """Read ``MODEL.DISTILL``; None where the YAML has none."""
+    node = config["MODEL"].get("DISTILL")
+    return from_node(DistillConfig, node, f"MODEL.DISTILL of {config['CONFIG_FILE']}") if node else None
+
+
+def pruning_config(config: Mapping[str, Any]) -> PruningConfig | None:
+    """Read ``MODEL.PRUNING``; None where the YAML has none."""
+    node = config["MODEL"].get("PRUNING")
+    return from_node(PruningConfig, node, f"MODEL.PRUNING of {config['CONFIG_FILE']}") if node else None
+
+
+def load_source_config(source: ModelSource, config_file: str) -> EasyDict:
+    """Read the YAML of a model that another YAML names."""
+    beside = Path(config_file).parent / source.cfg
+    return load_config(beside if beside.is_file() else source.cfg)
+
+
+def build_full(config: Mapping[str, Any], geometry: LidarGeometry) -> nn.Module:
+    """Build the network that the YAML describes, unpruned, with random weights."""
+    return build_detector(config["MODEL"], config["CLASS_NAMES"], geometry)
+
+
+def example_batch(geometry: LidarGeometry, device: torch.device | str = "cpu") -> Batch:
+    """Make one small frame of scattered voxels that reaches every layer of a detector, for tracing channels."""
+    generator = torch.Generator().manual_seed(0)
+    size = torch.tensor(geometry.grid_size[::-1])
+    coords = (torch.rand(64, 3, generator=generator) * size).long().unique(dim=0)
+    points = torch.rand(len(coords), 1, geometry.num_point_features, generator=generator)
+    batch = Batch(
+        batch_size=1,
+        voxels=points,
+        voxel_coords=torch.cat([torch.zeros(len(coords), 1, dtype=torch.long), coords], dim=1).int(),
+        voxel_num_points=torch.ones(len(coords), dtype=torch.int32),
+        gt_boxes=torch.zeros(1, 0, 7),
+        gt_labels=torch.zeros(1, 0, dtype=torch.long),
+        frame_ids=("example",),
+    )
+    return batch.to(device)
+
+
+def class_logits(model: Any, batch: Batch) -> Tensor:
+    """The category predictions that filters are judged by: ``(B, A, C)`` raw logits."""
+    return model.predict_dense(batch).cls_logits
+
+
+def channel_graph(model: nn.Module, geometry: LidarGeometry) -> ChannelGraph:
+    """Discover which filter feeds what in a detector."""
+    batch = example_batch(geometry, next(model.parameters()).device)
+    return trace_channels(model, lambda network: class_logits(network, batch))
+
+
+def build_student(config: Mapping[str, Any], geometry: LidarGeometry, plan: PruningPlan | None) -> Student:
+    """Build the student as training starts it: inherited weights where the YAML says so, then the cut.
+
+    Args:
+        config: the whole configuration.
+        geometry: of the data set.
+        plan: what to cut; None builds the full network.
+
+    Raises:
+        ConfigError: when the YAML has no PRUNING section and a plan is given, or the reverse.
+        CheckpointError: when the inherited weights do not fit.
+    """
+    model, pruning = build_full(config, geometry), pruning_config(config)
+    _require_match(pruning, plan, str(config["CONFIG_FILE"]))
+    if pruning is None or plan is None:
+        return Student(model, None)
+    if pruning.initial_weights == "inherited":
+        ckpt = find_checkpoint(pruning.student.ckpt)
+        load_weights(model, read_checkpoint(ckpt)["model_state"], ckpt, may_miss=IOU_BRANCH)
+    return Student(apply_plan(model, plan, channel_graph(model, geometry)), plan)
+
+
+def restore_student(config: Mapping[str, Any], geometry: LidarGeometry, ckpt: str | Path) -> Student:
+    """Build the student that a checkpoint holds, its plan included, and load it strictly.
+
+    Raises:
+        CheckpointError: when plan or tensors do not belong to the YAML.
+    """
+    content, file = read_checkpoint(ckpt), find_checkpoint(ckpt)
+    plan = plan_from_dict(content["pruning"]) if content.get("pruning") else None
+    pruning, model = pruning_config(config), build_full(config, geometry)
+    try:
+        _require_match(pruning, plan, str(config["CONFIG_FILE"]))
+    except ConfigError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    if pruning and plan and pruning.plan and load_plan(pruning.plan).keep_indices != plan.keep_indices:
+        raise CheckpointError(f"{file} was cut by another plan than {pruning.plan}; leave MODEL.PRUNING.PLAN empty")
+    if plan is not None:
+        model = apply_plan(model, plan, channel_graph(model, geometry))
+    load_weights(model, content["model_state"], file)
+    return Student(model, plan)
+
+
+def _require_match(pruning: PruningConfig | None, plan: PruningPlan | None, config_file: str) -> None:
+    if pruning is None and plan is not None:
+        raise ConfigError(
+            f"the checkpoint is pruned (keeps {plan.keep_ratio:.0%} of the filters), but {config_file} has no "
+            "MODEL.PRUNING section; use the YAML it was trained with"
+        )
+    if pruning is not None and plan is None:
+        raise ConfigError(
+            f"{config_file} has a MODEL.PRUNING section, but there is no pruning plan; run tools/score_filters.py and "
+            "tools/prune.py first, or name one with --set MODEL.PRUNING.PLAN"
+        )
+
+
+def build_teacher(config: Mapping[str, Any], geometry: LidarGeometry, device: torch.device) -> FrozenTeacher | None:
+    """Build the teacher that ``MODEL.DISTILL.TEACHER`` names; None where nothing is distilled.
+
+    Raises:
+        ConfigError: when its classes or its voxels are not the student's.
+        CheckpointError: when its checkpoint is absent or does not fit.
+    """
+    distill = distill_config(config)
+    if distill is None:
+        return None
+    teacher_cfg = load_source_config(distill.teacher, str(config["CONFIG_FILE"]))
+    if list(teacher_cfg.CLASS_NAMES) != list(config["CLASS_NAMES"]):
+        raise ConfigError(
+            f"teacher {teacher_cfg.CONFIG_FILE} knows the classes {list(teacher_cfg.CLASS_NAMES)}, "
+            f"the student {list(config['CLASS_NAMES'])}; they must be the same, in the same order"
+        )
+    _require_same_voxels(teacher_cfg, config)
+    model = build_full(teacher_cfg, geometry)
+    file = find_checkpoint(distill.teacher.ckpt)
+    load_weights(model, read_checkpoint(file)["model_state"], file)
+    return FrozenTeacher(model).to(device)
+
+
+def _require_same_voxels(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> None:
+    def voxels(config: Mapping[str, Any]) -> tuple[Any, Any]:
+        processors = config["DATA_CONFIG"]["DATA_PROCESSOR"]
+        sizes = [list(p["VOXEL_SIZE"]) for p in processors if p["NAME"] == "transform_points_to_voxels"]
+        return list(config["DATA_CONFIG"]["POINT_CLOUD_RANGE"]), sizes
+
+    if voxels(teacher) != voxels(student):
+        raise ConfigError(
+            f"the teacher sees the range and voxels {voxels(teacher)}, the student {voxels(student)}; teacher and "
+            "student share their voxels, so both must be equal"
+        )

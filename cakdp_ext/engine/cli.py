@@ -1,0 +1,69 @@
+"""What the commands share: OpenPCDet's flags, errors that end a command in one line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from easydict import EasyDict
+
+from cakdp_ext.config import ConfigError, load_config
+from cakdp_ext.engine.checkpoint import CheckpointError
+from cakdp_ext.engine.runs import RunFolder
+
+USER_ERRORS = (ConfigError, CheckpointError, ValueError, FileNotFoundError, FloatingPointError)
+
+
+def command_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the flags that every command takes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--cfg", "--cfg_file", dest="cfg", required=True, help="YAML configuration")
+    parser.add_argument("--extra_tag", default="default", help="last folder of the run")
+    parser.add_argument("--output_dir", default="output", help="first folder of the run")
+    parser.add_argument("--workers", type=int, default=4, help="data loading processes")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; CUDA where there is a device by default")
+    parser.add_argument(
+        "--set", dest="overrides", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
+        help="change keys of the YAML, e.g. --set OPTIMIZATION.LR 0.001; must come last",
+    )  # fmt: skip
+    return parser
+
+
+def add_loop_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of training and testing loops."""
+    parser.add_argument("--batch_size", type=int, help="over all processes; BATCH_SIZE_PER_GPU each by default")
+    parser.add_argument("--launcher", choices=["none", "pytorch"], default="none", help="torchrun is found by itself")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="read from torchrun's environment")
+    parser.add_argument("--save_to_file", action="store_true", help="kept for OpenPCDet's scripts: files are written")
+
+
+def load_request(args: argparse.Namespace) -> tuple[EasyDict, RunFolder]:
+    """Read the configuration and name the run folder that a command line asks for."""
+    config = load_config(args.cfg, args.overrides)
+    return config, RunFolder.of(args.cfg, args.extra_tag, args.output_dir)
+
+
+def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
+    """Run a command; errors that its user can mend end it with one line and exit code 2
+    (``CAKDP_DEBUG=1`` shows where they came from).
+
+    Args:
+        main: the command.
+        argv: its arguments; None takes the process's.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        main(argv)
+    except USER_ERRORS as error:
+        if os.environ.get("CAKDP_DEBUG"):
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; run the same command again to go on\n")
+        return 130
+    return 0

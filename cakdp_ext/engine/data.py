@@ -1,0 +1,109 @@
+"""Which frames, in which order: data splits, frames held out for scoring, samplers and loaders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from cakdp_ext.config import ConfigError
+from cakdp_ext.datasets import LidarDataset, build_dataset, collate
+from cakdp_ext.engine.distributed import Workers
+
+HELD_OUT = "held_out"
+
+
+def build_split(config: Mapping[str, Any], split: str, *, training: bool = False, seed: int = 0) -> LidarDataset:
+    """Build the frames of one split.
+
+    ``DATA_CONFIG.NUM_HELD_OUT`` frames of train, evenly spaced, are never trained on: they make up the split
+    ``held_out``, from which filters are scored without touching the frames that AP is reported on.
+
+    Args:
+        config: the whole configuration.
+        split: ``train``, ``val``, ``test``, ``held_out`` or any other that the data set knows.
+        training: whether frames are augmented.
+        seed: of the augmentation.
+
+    Raises:
+        ConfigError: when ``held_out`` is asked for and nothing is held out.
+    """
+    data_cfg = config["DATA_CONFIG"]
+    base = "train" if split == HELD_OUT else split
+    dataset = build_dataset(data_cfg, config["CLASS_NAMES"], training, Path(), seed, split=base)
+    if base != "train":
+        return dataset
+    held_out = _held_out(dataset.frame_ids, int(data_cfg.get("NUM_HELD_OUT", 0)))
+    if split == HELD_OUT:
+        if not held_out:
+            raise ConfigError(
+                "split held_out is empty: set DATA_CONFIG.NUM_HELD_OUT before the student is trained, "
+                "or score on the training frames with MODEL.PRUNING.SPLIT train"
+            )
+        return dataset.subset(held_out)
+    chosen = set(held_out)
+    return dataset.subset([frame for frame in dataset.frame_ids if frame not in chosen]) if held_out else dataset
+
+
+def _held_out(frame_ids: list[str], count: int) -> list[str]:
+    if count >= len(frame_ids) > 0:
+        raise ConfigError(f"DATA_CONFIG.NUM_HELD_OUT is {count}, but train has {len(frame_ids)} frames")
+    return [frame_ids[i] for i in np.linspace(0, len(frame_ids) - 1, count).round().astype(int)] if count else []
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Shuffles by (seed, epoch), deals frames out to the workers, and can start in the middle of an epoch.
+
+    It yields ``(epoch, index)``, so that the augmentation of a frame depends on nothing else. The last frames
+    are repeated where the workers would get uneven shares.
+    """
+
+    def __init__(self, num_frames: int, place: Workers, seed: int, batch_size: int) -> None:
+        if num_frames == 0:
+            raise ConfigError("the training split has no frames")
+        self.num_frames, self.place, self.seed, self.batch_size = num_frames, place, seed, batch_size
+        self.epoch, self.start_batch = 0, 0
+
+    def set_position(self, epoch: int, start_batch: int = 0) -> None:
+        """Choose the epoch and the first batch of it."""
+        self.epoch, self.start_batch = epoch, start_batch
+
+    def __len__(self) -> int:
+        return -(-self.num_frames // self.place.world_size)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_frames)
+        order = np.resize(order, len(self) * self.place.world_size)[self.place.rank :: self.place.world_size]
+        for index in order[self.start_batch * self.batch_size :]:
+            yield self.epoch, int(index)
+
+
+def training_loader(
+    dataset: LidarDataset, place: Workers, *, batch_size: int, num_workers: int, seed: int
+) -> tuple[DataLoader, EpochSampler]:
+    """Batches for training; set the sampler's position before each epoch."""
+    sampler = EpochSampler(len(dataset), place, seed, batch_size)
+    return _loader(dataset, batch_size, num_workers, sampler, place), sampler
+
+
+def evaluation_loader(dataset: LidarDataset, place: Workers, *, batch_size: int, num_workers: int) -> DataLoader:
+    """Every frame once, in order; each worker gets every world_size-th one, shares may differ by one."""
+    share = range(place.rank, len(dataset), place.world_size)
+    return _loader(dataset, batch_size, num_workers, share, place)
+
+
+def _loader(dataset: Any, batch_size: int, num_workers: int, sampler: Any, place: Workers) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=min(num_workers, os.cpu_count() or 1),
+        collate_fn=collate,
+        pin_memory=place.device.type == "cuda",
+        generator=torch.Generator(),  # so that opening a loader draws nothing from the model's random numbers
+    )

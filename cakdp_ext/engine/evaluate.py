@@ -1,0 +1,183 @@
+"""Testing: detections of every frame, KITTI AP, recall, and the files that OpenPCDet leaves."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from easydict import EasyDict
+from tensorboardX import SummaryWriter
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from cakdp_ext import ops
+from cakdp_ext.datasets import LidarDataset, write_kitti_labels
+from cakdp_ext.engine.build import restore_student
+from cakdp_ext.engine.data import build_split, evaluation_loader
+from cakdp_ext.engine.distributed import Workers, gather
+from cakdp_ext.engine.runs import LOG, RunFolder, atomic_path, epoch_of
+from cakdp_ext.evaluation import evaluate_kitti
+from cakdp_ext.types import Batch, Detections, Evaluation
+
+RECALL_THRESHOLDS = (0.3, 0.5, 0.7)
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """What testing a detector gave.
+
+    Attributes:
+        evaluation: AP and recall.
+        annotations: detections of every frame in KITTI's terms, in the data set's order.
+        seconds_per_frame: detector time, data loading apart.
+    """
+
+    __test__ = False  # not a test class of pytest
+
+    evaluation: Evaluation
+    annotations: list[dict[str, Any]]
+    seconds_per_frame: float
+
+
+def detect(
+    model: nn.Module, loader: DataLoader, dataset: LidarDataset, place: Workers, desc: str = "test"
+) -> tuple[list[dict[str, Any]], dict[str, int], float]:
+    """Run a detector over every frame of its share.
+
+    Returns:
+        The frames' annotations, recall counts (``gt``, ``rcnn_0.3``, ...), and seconds spent in the detector.
+    """
+    annotations: list[dict[str, Any]] = []
+    counts = {"gt": 0, **{f"rcnn_{t}": 0 for t in RECALL_THRESHOLDS}}
+    seconds = 0.0
+    model.eval()
+    with torch.inference_mode(), tqdm(total=len(loader), desc=desc, disable=not place.is_main, leave=False) as bar:
+        for batch in loader:
+            start = time.perf_counter()
+            detections = model(batch.to(place.device))
+            if place.device.type == "cuda":
+                torch.cuda.synchronize(place.device)
+            seconds += time.perf_counter() - start
+            detections = [item.to("cpu") for item in detections]
+            _count_recalled(counts, batch, detections)
+            annotations += dataset.to_annotations(batch, detections)
+            bar.update()
+    return annotations, counts, seconds
+
+
+def _count_recalled(counts: dict[str, int], batch: Batch, detections: Sequence[Detections]) -> None:
+    for boxes, labels, found in zip(batch.gt_boxes, batch.gt_labels, detections, strict=True):
+        real = boxes[labels >= 0]
+        counts["gt"] += len(real)
+        if len(real) and len(found.boxes):
+            best: Tensor = ops.iou_3d(real, found.boxes.to(real)).amax(dim=1)
+            for threshold in RECALL_THRESHOLDS:
+                counts[f"rcnn_{threshold}"] += int((best > threshold).sum())
+
+
+def test_detector(
+    model: nn.Module,
+    dataset: LidarDataset,
+    loader: DataLoader,
+    place: Workers,
+    folder: Path | None = None,
+    desc: str = "test",
+) -> TestResult:
+    """Test a detector on a data set and write its files.
+
+    Args:
+        model: detector on the device of ``place``.
+        dataset: frames with labels.
+        loader: of ``evaluation_loader``.
+        place: this process; the shares of all are put together.
+        folder: where ``result.pkl``, ``metrics.json`` and ``final_result/data/*.txt`` go; None writes nothing.
+        desc: text of the progress bar.
+
+    Returns:
+        The result, the same on every process.
+    """
+    annotations, counts, seconds = detect(model, loader, dataset, place, desc)
+    shares = gather((annotations, counts, seconds))
+    by_frame = {item["frame_id"]: item for share, _, _ in shares for item in share}
+    ordered = [by_frame[frame] for frame in dataset.frame_ids]
+    evaluation = evaluate_kitti(dataset.ground_truth(), ordered, dataset.class_names)
+    recall = _recall([share[1] for share in shares])
+    lines = [f"{key}: {value:.4f}" for key, value in recall.items()]
+    evaluation = Evaluation({**evaluation.metrics, **recall}, evaluation.text + "\n" + "\n".join(lines))
+    result = TestResult(evaluation, ordered, sum(share[2] for share in shares) / max(len(ordered), 1))
+    if folder is not None and place.is_main:
+        write_result(result, folder)
+    return result
+
+
+test_detector.__test__ = False  # type: ignore[attr-defined] # not a test of pytest
+
+
+def _recall(counts: Sequence[Mapping[str, int]]) -> dict[str, float]:
+    total = {key: sum(part[key] for part in counts) for key in counts[0]}
+    return {f"recall/{key}": total[key] / max(total["gt"], 1) for key in total if key != "gt"}
+
+
+def write_result(result: TestResult, folder: Path) -> None:
+    """Write detections and figures in OpenPCDet's layout."""
+    with atomic_path(folder / "result.pkl") as path:
+        path.write_bytes(pickle.dumps(result.annotations))
+    with atomic_path(folder / "metrics.json") as path:
+        path.write_text(json.dumps(dict(result.evaluation.metrics), indent=1), encoding="utf-8")
+    write_kitti_labels(result.annotations, folder / "final_result" / "data")
+    LOG.info("%s\nwritten to %s", result.evaluation.text, folder)
+
+
+def evaluate_checkpoints(
+    config: EasyDict,
+    run: RunFolder,
+    place: Workers,
+    checkpoints: Sequence[Path],
+    num_workers: int,
+    *,
+    split: str | None = None,
+    tag: str = "default",
+    batch_size: int | None = None,
+) -> dict[str, TestResult]:
+    """Test checkpoints of a run and write each one's figures.
+
+    Args:
+        config: of ``load_config``.
+        run: where ``eval/epoch_N/<split>/<tag>`` goes.
+        place: this process.
+        checkpoints: files.
+        num_workers: loader processes.
+        split: what to test on; None takes ``DATA_SPLIT.test``.
+        tag: last folder.
+        batch_size: over all processes; None takes ``BATCH_SIZE_PER_GPU``.
+
+    Returns:
+        The result of each checkpoint by file name.
+    """
+    split = split or str(config.DATA_CONFIG.DATA_SPLIT["test"])
+    dataset = build_split(config, split)
+    per_process = max(1, batch_size // place.world_size if batch_size else int(config.OPTIMIZATION.BATCH_SIZE_PER_GPU))
+    loader = evaluation_loader(dataset, place, batch_size=per_process, num_workers=num_workers)
+    results = {}
+    for file in checkpoints:
+        model = restore_student(config, dataset.geometry, file).model.to(place.device)
+        folder = run.evaluation(epoch_of(file), split, tag)
+        results[file.name] = test_detector(model, dataset, loader, place, folder, f"test {file.stem}")
+        if place.is_main:
+            _to_tensorboard(run, results[file.name], epoch_of(file), split)
+    return results
+
+
+def _to_tensorboard(run: RunFolder, result: TestResult, epoch: str, split: str) -> None:
+    if not epoch.isdigit():
+        return
+    with SummaryWriter(str(run.tensorboard / f"eval_{split}")) as writer:
+        for key, value in result.evaluation.metrics.items():
+            writer.add_scalar(key, value, int(epoch))

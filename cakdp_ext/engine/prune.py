@@ -1,0 +1,144 @@
+"""Scoring and planning as stages of a run: which frames, which model, where the artefacts go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from easydict import EasyDict
+from torch import nn
+from tqdm.auto import tqdm
+
+from cakdp_ext.config import ConfigError
+from cakdp_ext.datasets import LidarDataset
+from cakdp_ext.engine.build import (
+    channel_graph,
+    class_logits,
+    load_source_config,
+    pruning_config,
+    restore_student,
+)
+from cakdp_ext.engine.data import build_split, evaluation_loader
+from cakdp_ext.engine.distributed import Workers
+from cakdp_ext.engine.runs import LOG, RunFolder
+from cakdp_ext.pruning import (
+    ChannelGraph,
+    PruningConfig,
+    load_scores,
+    plan_from_scores,
+    save_plan,
+    save_scores,
+    score_filters,
+)
+from cakdp_ext.types import Batch, FilterScores, LidarGeometry, PruningPlan
+
+
+def required_pruning(config: EasyDict) -> PruningConfig:
+    """Read ``MODEL.PRUNING``, which the stage cannot do without."""
+    pruning = pruning_config(config)
+    if pruning is None:
+        raise ConfigError(f"{config.CONFIG_FILE} has no MODEL.PRUNING section; there is nothing to prune")
+    return pruning
+
+
+def unpruned_student(config: EasyDict, geometry: LidarGeometry) -> nn.Module:
+    """Restore the trained student that ``MODEL.PRUNING.STUDENT`` names."""
+    pruning = required_pruning(config)
+    source = load_source_config(pruning.student, config.CONFIG_FILE)
+    return restore_student(source, geometry, pruning.student.ckpt).model
+
+
+def scoring_frames(config: EasyDict) -> LidarDataset:
+    """The ``NUM_FRAMES`` evenly spaced frames of ``SPLIT`` that filters are scored on; 0 takes all."""
+    pruning = required_pruning(config)
+    dataset = build_split(config, pruning.split)
+    if not 0 < pruning.num_frames < len(dataset):
+        return dataset
+    chosen = np.linspace(0, len(dataset) - 1, pruning.num_frames).round().astype(int)
+    return dataset.subset([dataset.frame_ids[i] for i in chosen])
+
+
+def score(config: EasyDict, run: RunFolder, place: Workers, num_workers: int = 2) -> FilterScores:
+    """Score every filter of the student (Eq. 4) and keep the scores in the run folder.
+
+    A killed run goes on where it was: the file is written after every frame, and no frame counts twice.
+
+    Raises:
+        ConfigError: when run under several processes.
+        ValueError: when the scores file belongs to another model, rule or split.
+    """
+    if place.world_size > 1:
+        raise ConfigError("filters are scored by one process; start tools/score_filters.py without torchrun")
+    pruning, dataset = required_pruning(config), scoring_frames(config)
+    model = unpruned_student(config, dataset.geometry).to(place.device).eval()
+    graph = channel_graph(model, dataset.geometry)
+    previous = load_scores(run.scores) if run.scores.is_file() else None
+    done = set(previous.frame_ids) if previous else set()
+    todo = dataset.subset([frame for frame in dataset.frame_ids if frame not in done])
+    LOG.info("scoring %d filters on %d frames of %s, %d done", _count(graph), len(dataset), pruning.split, len(done))
+    with tqdm(total=len(todo) * _count(graph), desc="score", unit="filter", leave=False, mininterval=1.0) as bar:
+        scores = score_filters(
+            model,
+            _batches(todo, place, num_workers),
+            class_logits,
+            graph,
+            removal=pruning.removal,
+            split=pruning.split,
+            previous=previous,
+            on_frame=lambda partial: save_scores(run.scores, partial),
+            progress=lambda count: bar.update(count),
+        )
+    save_scores(run.scores, scores)
+    LOG.info("scores of %d frames in %s", len(scores.frame_ids), run.scores)
+    return scores
+
+
+def _count(graph: ChannelGraph) -> int:
+    return sum(layer.num_filters for layer in graph.prunable)
+
+
+def _batches(dataset: LidarDataset, place: Workers, num_workers: int) -> Iterator[Batch]:
+    if len(dataset) == 0:
+        return
+    for batch in evaluation_loader(dataset, place, batch_size=1, num_workers=num_workers):
+        yield batch.to(place.device)
+
+
+def make_plan(config: EasyDict, run: RunFolder) -> PruningPlan:
+    """Choose the filters that stay (Eq. 5) from the scores and keep the plan in the run folder.
+
+    Raises:
+        ConfigError: when there are no scores yet.
+        ValueError: when a layer would be left without filters.
+    """
+    pruning = required_pruning(config)
+    path = pruning.scores or run.scores
+    if not pruning.scores and not run.scores.is_file():
+        raise ConfigError(f"no filter scores at {path}; run tools/score_filters.py with the same --cfg and --extra_tag")
+    scores = load_scores(path)
+    geometry = build_split(config, pruning.split).geometry
+    with torch.random.fork_rng():
+        graph = channel_graph(unpruned_student(config, geometry), geometry)
+    plan = plan_from_scores(
+        scores,
+        graph,
+        pruning.keep_ratio,
+        min_filters=pruning.min_filters,
+        source={"scores": str(path), "frames": len(scores.frame_ids), "removal": scores.removal, "split": scores.split},
+    )
+    save_plan(run.plan, plan)
+    LOG.info("%s\nplan in %s", plan_table(plan), run.plan)
+    return plan
+
+
+def plan_table(plan: PruningPlan) -> str:
+    """One line a layer: filters kept, of how many, as a bar."""
+    width = max(map(len, plan.num_filters))
+    lines = []
+    for layer, total in plan.num_filters.items():
+        kept = len(plan.keep_indices[layer])
+        bar = "#" * round(24 * kept / total)
+        lines.append(f"{layer:<{width}}  {kept:>5} of {total:<5} {bar}")
+    kept, total = sum(map(len, plan.keep_indices.values())), sum(plan.num_filters.values())
+    return "\n".join([*lines, f"{'all':<{width}}  {kept:>5} of {total:<5} ({plan.keep_ratio:.1%})"])

@@ -1,0 +1,125 @@
+"""Where a run keeps its files: OpenPCDet's output layout, atomic writing, and a log that both people and files read."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+LOG = logging.getLogger("cakdp_ext")
+_EPOCH = re.compile(r"checkpoint_epoch_(\d+)\.pth$")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """``output/<config folders without the first>/<yaml stem>/<extra_tag>``, as OpenPCDet lays it out."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, config_file: str | Path, extra_tag: str = "default", output_dir: str | Path = "output") -> RunFolder:
+        """Name the folder of a configuration; nothing is created."""
+        config_file = Path(config_file)
+        parts = config_file.parent.parts
+        parts = parts[parts.index("cfgs") + 1 :] if "cfgs" in parts else parts[-1:]
+        return cls(Path(output_dir, *parts, config_file.stem, extra_tag))
+
+    @property
+    def ckpt(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "ckpt"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of the TensorBoard events."""
+        return self.path / "tensorboard"
+
+    @property
+    def scores(self) -> Path:
+        """The filter scores that this run computes."""
+        return self.path / "scores.npz"
+
+    @property
+    def plan(self) -> Path:
+        """The pruning plan that this run applies."""
+        return self.path / "plan.json"
+
+    def evaluation(self, epoch: str, split: str, tag: str) -> Path:
+        """Folder of one evaluation."""
+        return self.path / "eval" / f"epoch_{epoch}" / split / tag
+
+    def checkpoints(self) -> list[Path]:
+        """Epoch checkpoints, oldest first."""
+        found = [(int(m.group(1)), p) for p in self.ckpt.glob("checkpoint_epoch_*.pth") if (m := _EPOCH.search(p.name))]
+        return [p for _, p in sorted(found)]
+
+    def create(self, config_file: str | Path) -> RunFolder:
+        """Make the folder and keep a copy of the YAML in it."""
+        self.ckpt.mkdir(parents=True, exist_ok=True)
+        if Path(config_file).is_file():
+            shutil.copy2(config_file, self.path)
+        return self
+
+
+def epoch_of(checkpoint: Path) -> str:
+    """Epoch that a checkpoint's file name tells, ``no_number`` if none."""
+    match = _EPOCH.search(checkpoint.name)
+    return match.group(1) if match else "no_number"
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` that replaces it once the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class _TqdmHandler(logging.Handler):
+    """Prints a record without tearing a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+@contextmanager
+def logging_to(folder: Path, prefix: str, is_main: bool = True) -> Iterator[logging.Logger]:
+    """Send the package's log to the console and to ``<folder>/<prefix>_<time>.log`` while the block runs.
+
+    Args:
+        folder: where the log file goes.
+        prefix: e.g. ``train`` or ``log_eval``.
+        is_main: processes other than the first log errors only, and to no file.
+
+    Nested blocks share one console and write to each of their files.
+    """
+    LOG.setLevel(logging.INFO if is_main else logging.ERROR)
+    LOG.propagate = False
+    previous = list(LOG.handlers)
+    handlers: list[logging.Handler] = [] if previous else [_TqdmHandler()]
+    if is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(folder / f"{prefix}_{datetime.now():%Y%m%d-%H%M%S}.log", encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+        LOG.addHandler(handler)
+    try:
+        yield LOG
+    finally:
+        for handler in handlers:
+            handler.close()
+        LOG.handlers = previous

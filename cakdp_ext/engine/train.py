@@ -1,0 +1,155 @@
+"""Train what a YAML describes: a teacher, a student, or a compact student under a teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from easydict import EasyDict
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cakdp_ext.config import ConfigError, from_node
+from cakdp_ext.engine.build import (
+    Student,
+    build_student,
+    build_teacher,
+    distill_config,
+    pruning_config,
+)
+from cakdp_ext.engine.checkpoint import find_checkpoint, load_weights, read_checkpoint
+from cakdp_ext.engine.data import build_split, training_loader
+from cakdp_ext.engine.distributed import Workers, barrier
+from cakdp_ext.engine.runs import LOG, RunFolder
+from cakdp_ext.engine.schedule import OptimizationConfig
+from cakdp_ext.engine.step import TrainingStep
+from cakdp_ext.engine.trainer import Trainer, TrainOptions
+from cakdp_ext.pruning import load_plan, plan_to_dict
+from cakdp_ext.types import LidarGeometry, PruningPlan
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """The command line of a training.
+
+    Attributes:
+        batch_size: over all processes; None takes ``BATCH_SIZE_PER_GPU`` for each.
+        epochs: None takes ``NUM_EPOCHS``.
+        num_workers: loader processes.
+        seed: of weights, order and augmentation.
+        use_amp: mixed precision.
+        sync_bn: batch norm over all GPUs.
+        pretrained_model: checkpoint whose weights the training starts from.
+        save_every: epochs between checkpoints.
+        keep_last: epoch checkpoints that stay.
+        save_seconds: seconds between saves within an epoch.
+        log_every: steps between TensorBoard entries.
+    """
+
+    batch_size: int | None = None
+    epochs: int | None = None
+    num_workers: int = 4
+    seed: int = 666
+    use_amp: bool = False
+    sync_bn: bool = False
+    pretrained_model: str | None = None
+    save_every: int = 1
+    keep_last: int = 30
+    save_seconds: float = 300.0
+    log_every: int = 50
+
+
+def train(config: EasyDict, run: RunFolder, place: Workers, request: TrainRequest) -> Student:
+    """Train to the end, or go on where the run folder stands.
+
+    Args:
+        config: of ``load_config``.
+        run: where everything is kept.
+        place: this process.
+        request: the command line.
+
+    Returns:
+        The trained student, on the device of ``place``.
+
+    Raises:
+        ConfigError, CheckpointError: when the parts do not fit; nothing has been written then.
+        FloatingPointError: when the loss stops being finite.
+    """
+    optimization = from_node(OptimizationConfig, config.OPTIMIZATION, f"OPTIMIZATION of {config.CONFIG_FILE}")
+    batch_size = _batch_size_per_process(request, optimization, place)
+    dataset = build_split(config, "train", training=True, seed=request.seed)
+    torch.manual_seed(request.seed)
+    student = build_student(config, dataset.geometry, find_plan(config, run))
+    if request.pretrained_model:
+        file = find_checkpoint(request.pretrained_model)
+        load_weights(student.model, read_checkpoint(file)["model_state"], file)
+    student.model.to(place.device)
+    step = TrainingStep(
+        student.model,
+        _wrapped(student.model, place, request.sync_bn),
+        build_teacher(config, dataset.geometry, place.device),
+        distill_config(config),
+    )
+    torch.manual_seed(request.seed + 1 + place.rank)
+    loader, sampler = training_loader(
+        dataset, place, batch_size=batch_size, num_workers=request.num_workers, seed=request.seed
+    )
+    options = TrainOptions(
+        epochs=request.epochs or optimization.num_epochs,
+        use_amp=request.use_amp,
+        save_every=request.save_every,
+        keep_last=request.keep_last,
+        save_seconds=request.save_seconds,
+        log_every=request.log_every,
+    )
+    extra = {"pruning": plan_to_dict(student.plan)} if student.plan else {}
+    if place.is_main:
+        run.create(config.CONFIG_FILE)
+    barrier()
+    trainer = Trainer(step, loader, sampler, place, run, optimization, options, extra)
+    trainer.resume()
+    _announce(config, student, dataset.geometry, trainer)
+    trainer.fit()
+    return student
+
+
+def find_plan(config: EasyDict, run: RunFolder) -> PruningPlan | None:
+    """The plan that the YAML names, or the one in the run folder; None where the YAML prunes nothing."""
+    pruning = pruning_config(config)
+    if pruning is None:
+        return None
+    path = pruning.plan or run.plan
+    if not run.plan.is_file() and not pruning.plan:
+        raise ConfigError(
+            f"no pruning plan at {path}; run tools/score_filters.py and tools/prune.py with the same --cfg and "
+            "--extra_tag, or name a plan with --set MODEL.PRUNING.PLAN"
+        )
+    return load_plan(path)
+
+
+def _batch_size_per_process(request: TrainRequest, optimization: OptimizationConfig, place: Workers) -> int:
+    if request.batch_size is None:
+        return optimization.batch_size_per_gpu
+    if request.batch_size % place.world_size:
+        raise ConfigError(f"--batch_size {request.batch_size} cannot be dealt out to {place.world_size} processes")
+    return request.batch_size // place.world_size
+
+
+def _wrapped(model: nn.Module, place: Workers, sync_bn: bool) -> Any:
+    if place.world_size == 1:
+        return model
+    if sync_bn:
+        if place.device.type != "cuda":
+            raise ConfigError("--sync_bn needs CUDA; PyTorch has no synchronised batch norm for CPUs")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return DistributedDataParallel(model, device_ids=[place.device] if place.device.type == "cuda" else None)
+
+
+def _announce(config: EasyDict, student: Student, geometry: LidarGeometry, trainer: Trainer) -> None:
+    count = sum(p.numel() for p in student.model.parameters())
+    LOG.info("%s: %s with %s parameters, range %s", config.CONFIG_FILE, config.MODEL.NAME, f"{count:,}",
+             list(geometry.point_cloud_range))  # fmt: skip
+    if student.plan:
+        LOG.info("pruned: keeps %.1f %% of the filters", 100 * student.plan.keep_ratio)
+    LOG.info("%d frames, %d steps an epoch, on %s", trainer.sampler.num_frames, len(trainer.loader), trainer.place)

@@ -1,0 +1,248 @@
+"""The training loop: AMP, gradient clipping, progress, TensorBoard, checkpoints and exact resume."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboardX import SummaryWriter
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from cakdp_ext.engine.checkpoint import CheckpointError, load_weights, read_checkpoint, write_checkpoint
+from cakdp_ext.engine.data import EpochSampler
+from cakdp_ext.engine.distributed import Workers, gather, mean_over_workers
+from cakdp_ext.engine.runs import LOG, RunFolder
+from cakdp_ext.engine.schedule import OptimizationConfig, build_optimizer, build_schedule
+from cakdp_ext.engine.step import TrainingStep
+from cakdp_ext.types import Batch
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What the command line adds to the YAML.
+
+    Attributes:
+        epochs: how many in all.
+        use_amp: float16 with loss scaling on CUDA, bfloat16 on CPU.
+        save_every: epochs between checkpoints.
+        keep_last: how many epoch checkpoints stay.
+        save_seconds: seconds between two saves of ``latest_model.pth`` within an epoch.
+        log_every: steps between two TensorBoard entries.
+    """
+
+    epochs: int
+    use_amp: bool = False
+    save_every: int = 1
+    keep_last: int = 30
+    save_seconds: float = 300.0
+    log_every: int = 50
+
+
+@dataclass
+class Position:
+    """How far the training has come."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    iteration: int = 0
+
+
+@dataclass
+class Trainer:
+    """Trains the student of a step over a loader, from wherever its run folder's newest checkpoint stands.
+
+    Attributes:
+        step: gives the losses.
+        loader: training batches.
+        sampler: of the loader.
+        place: this process.
+        run: where checkpoints go.
+        optimization: the YAML's ``OPTIMIZATION``.
+        options: the command line's part.
+        extra_state: saved with every checkpoint: ``pruning`` (the plan as a dictionary) and what else identifies it.
+    """
+
+    step: TrainingStep
+    loader: DataLoader
+    sampler: EpochSampler
+    place: Workers
+    run: RunFolder
+    optimization: OptimizationConfig
+    options: TrainOptions
+    extra_state: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.model: nn.Module = self.step.student
+        self.optimizer = build_optimizer(self.model, self.optimization)
+        self.schedule = build_schedule(self.optimizer, self.optimization, self.options.epochs * len(self.loader))
+        self.scaler = torch.amp.GradScaler("cuda", enabled=self.options.use_amp and self.place.device.type == "cuda")
+        self.position = Position()
+        self._last_save = time.monotonic()
+
+    def fit(self) -> None:
+        """Train to the last epoch; the run folder then holds ``checkpoint_epoch_<epochs>.pth``."""
+        writer = SummaryWriter(str(self.run.tensorboard)) if self.place.is_main else None
+        first = self.position.epoch
+        try:
+            for epoch in range(first, self.options.epochs):
+                self._train_epoch(epoch, writer)
+                self._finish_epoch(epoch + 1)
+        finally:
+            if writer is not None:
+                writer.close()
+
+    def _train_epoch(self, epoch: int, writer: SummaryWriter | None) -> None:
+        done = self.position.step_in_epoch
+        self.sampler.set_position(epoch, done)
+        bar = tqdm(
+            total=len(self.loader),
+            initial=done,
+            desc=f"epoch {epoch + 1}/{self.options.epochs}",
+            disable=not self.place.is_main,
+            leave=False,
+            mininterval=1.0,
+        )
+        self.model.train()
+        sums: dict[str, float] = {}
+        with bar:
+            for batch in self.loader:
+                losses = self._train_step(batch.to(self.place.device))
+                self.position.step_in_epoch += 1
+                self.position.iteration += 1
+                named = {"loss": sum(losses.values()), **losses}
+                if self.position.iteration % self.options.log_every == 0 or self.position.step_in_epoch == 1:
+                    self._log(named, writer)
+                for key, value in named.items():
+                    sums[key] = sums.get(key, 0.0) + float(value)
+                bar.set_postfix(loss=f"{float(named['loss']):.3f}", lr=f"{self.schedule.get_last_lr()[0]:.1e}")
+                bar.update()
+                self._save_in_time()
+        steps = max(self.position.step_in_epoch - done, 1)
+        text = "  ".join(f"{key} {value / steps:.4f}" for key, value in sums.items())
+        LOG.info("epoch %d/%d  %s", epoch + 1, self.options.epochs, text)
+
+    def _train_step(self, batch: Batch) -> dict[str, Tensor]:
+        self.optimizer.zero_grad(set_to_none=True)
+        device = self.place.device.type
+        dtype = torch.float16 if device == "cuda" else torch.bfloat16
+        with torch.autocast(device, dtype=dtype, enabled=self.options.use_amp):
+            losses = self.step(batch)
+        loss = torch.stack([value.float() for value in losses.values()]).sum()
+        if not torch.isfinite(loss):
+            values = ", ".join(f"{key} {float(value):g}" for key, value in losses.items())
+            raise FloatingPointError(
+                f"loss is {float(loss)} at iteration {self.position.iteration} ({values}) in frames "
+                f"{', '.join(batch.frame_ids)}; lower OPTIMIZATION.LR or train without --use_amp"
+            )
+        self.scaler.scale(loss).backward()
+        if self.optimization.grad_norm_clip > 0:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.optimization.grad_norm_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        return {key: value.detach() for key, value in losses.items()}
+
+    def _log(self, named: Mapping[str, Tensor], writer: SummaryWriter | None) -> None:
+        means = mean_over_workers(named)
+        if writer is not None:
+            writer.add_scalar("meta_data/learning_rate", self.schedule.get_last_lr()[0], self.position.iteration)
+            for key, value in means.items():
+                writer.add_scalar(f"train/{key}", value, self.position.iteration)
+
+    def _finish_epoch(self, epoch: int) -> None:
+        self.position = Position(epoch, 0, self.position.iteration)
+        if epoch % self.options.save_every == 0 or epoch == self.options.epochs:
+            self.save(self.run.ckpt / f"checkpoint_epoch_{epoch}.pth")
+            if self.place.is_main:
+                for old in self.run.checkpoints()[: -self.options.keep_last]:
+                    old.unlink()
+
+    def _save_in_time(self) -> None:
+        if self.place.world_size > 1 and self.position.iteration % self.options.log_every:
+            return  # the processes must agree, and asking costs a round trip
+        if gather(time.monotonic() - self._last_save >= self.options.save_seconds)[0]:
+            self.save(self.run.ckpt / "latest_model.pth")
+
+    def save(self, path: Path) -> None:
+        """Write everything that an exact resume needs (every process takes part: each has its own random state)."""
+        random = gather(_random_state(self.place.device))
+        self._last_save = time.monotonic()
+        if not self.place.is_main:
+            return
+        state = {
+            "epoch": self.position.epoch,
+            "step_in_epoch": self.position.step_in_epoch,
+            "it": self.position.iteration,
+            "optimizer_state": self.optimizer.state_dict(),
+            "schedule_state": self.schedule.state_dict(),
+            "scaler_state": self.scaler.state_dict(),
+            "random_state": random,
+            "batch_size": self.sampler.batch_size,
+            **self.extra_state,
+        }
+        write_checkpoint(path, self.model, state)
+
+    def resume(self) -> bool:
+        """Go on from the newest readable checkpoint of the run folder.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            CheckpointError: when the newest one belongs to another model, plan or length of training.
+        """
+        content = self._newest()
+        if content is None:
+            return False
+        where = f"the checkpoint to resume in {self.run.ckpt}"
+        self._require_same_run(content, where)
+        load_weights(self.model, content["model_state"], where)
+        self.optimizer.load_state_dict(content["optimizer_state"])
+        self.schedule.load_state_dict(content["schedule_state"])
+        self.scaler.load_state_dict(content["scaler_state"])
+        self.position = Position(content["epoch"], content["step_in_epoch"], content["it"])
+        states = content["random_state"]
+        if self.place.rank < len(states):
+            _set_random_state(states[self.place.rank], self.place.device)
+        LOG.info("resumed at epoch %d, step %d", self.position.epoch, self.position.step_in_epoch)
+        return True
+
+    def _newest(self) -> dict[str, Any] | None:
+        candidates = self.run.checkpoints()[-1:]
+        latest = self.run.ckpt / "latest_model.pth"
+        candidates += [latest] if latest.is_file() else []
+        found = [read_checkpoint(path) for path in candidates]
+        return max(found, key=lambda content: content.get("it", -1), default=None)
+
+    def _require_same_run(self, content: Mapping[str, Any], where: str) -> None:
+        if "schedule_state" not in content:
+            raise CheckpointError(f"{where} was not written by this engine; give it as --pretrained_model instead")
+        if content.get("pruning") != self.extra_state.get("pruning"):
+            raise CheckpointError(f"{where} was cut by another plan; use another --extra_tag")
+        steps = content["schedule_state"]["total_steps"]
+        if steps != self.schedule.total_steps:  # type: ignore[attr-defined]
+            raise CheckpointError(
+                f"{where} belongs to a training of {steps} steps, this one has "
+                f"{self.schedule.total_steps}; "  # type: ignore[attr-defined]
+                "keep epochs, batch size and frames, or use another --extra_tag"
+            )
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,5 @@
+"""How good is it? Average precision of detections by the rules of the data set they were made on."""
+
+from cakdp_ext.evaluation.kitti import evaluate_kitti
+
+__all__ = ["evaluate_kitti"]

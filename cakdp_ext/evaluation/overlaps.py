@@ -1,0 +1,142 @@
+"""How much ground truths and detections of the same frame overlap, as lists of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cakdp_ext import ops
+from cakdp_ext.evaluation.kitti_annotations import LabelledObjects, Objects, ScoredObjects
+
+PAIR_LIMIT = 1 << 18
+"""Pairs held at once while overlaps are computed."""
+
+DONT_CARE = "dontcare"
+
+
+@dataclass(frozen=True)
+class PairOverlaps:
+    """The pairs that overlap at all, by ground truth, then by detection.
+
+    Attributes:
+        ground_truth: ``(P,)`` int64.
+        detection: ``(P,)`` int64.
+        iou: ``(P,)`` float64 in (0, 1].
+    """
+
+    ground_truth: np.ndarray
+    detection: np.ndarray
+    iou: np.ndarray
+
+
+def image_overlaps(ground_truth: LabelledObjects, detections: ScoredObjects) -> PairOverlaps:
+    """Compute the IoU of image boxes within each frame.
+
+    Args:
+        ground_truth: G objects; DontCare regions are left out.
+        detections: D objects of the same frames.
+
+    Returns:
+        The pairs that overlap; none for no objects.
+    """
+    parts = []
+    for truth, found in _same_frame_pairs(ground_truth, detections, ground_truth.names != DONT_CARE):
+        boxes1, boxes2 = ground_truth.bbox[truth], detections.bbox[found]
+        shared = _image_intersection(boxes1, boxes2)
+        hit = np.flatnonzero(shared > 0)
+        union = _image_area(boxes1[hit]) + _image_area(boxes2[hit]) - shared[hit]
+        parts.append((truth[hit], found[hit], shared[hit] / union))
+    return _collect(parts)
+
+
+def dont_care_cover(ground_truth: LabelledObjects, detections: ScoredObjects) -> np.ndarray:
+    """Compute how much of each detection's image box lies in the DontCare region that holds most of it.
+
+    Args:
+        ground_truth: G objects, of which the DontCare regions are used.
+        detections: D objects of the same frames.
+
+    Returns:
+        ``(D,)`` in [0, 1]; 0 in a frame without such regions.
+    """
+    cover = np.zeros(len(detections.names))
+    for region, found in _same_frame_pairs(ground_truth, detections, ground_truth.names == DONT_CARE):
+        boxes = detections.bbox[found]
+        shared = _image_intersection(ground_truth.bbox[region], boxes)
+        hit = np.flatnonzero(shared > 0)
+        np.maximum.at(cover, found[hit], shared[hit] / _image_area(boxes[hit]))
+    return cover
+
+
+def box_overlaps(ground_truth: LabelledObjects, detections: ScoredObjects) -> dict[str, PairOverlaps]:
+    """Compute the IoU of rotated footprints and of volumes within each frame.
+
+    Args:
+        ground_truth: G objects; DontCare regions are left out.
+        detections: D objects of the same frames.
+
+    Returns:
+        ``bev`` and ``3d``: the pairs that overlap; none for no objects. A box with a size that is not positive
+        overlaps nothing.
+    """
+    bev, volume = [], []
+    for truth, found in _same_frame_pairs(ground_truth, detections, ground_truth.names != DONT_CARE):
+        near = _circles_meet(ground_truth.boxes[truth], detections.boxes[found])
+        truth, found = truth[near], found[near]
+        boxes1, boxes2 = ground_truth.boxes[truth], detections.boxes[found]
+        area = ops.boxes_overlap_bev_aligned(torch.from_numpy(boxes1), torch.from_numpy(boxes2)).numpy()
+        bev.append(_overlapping(truth, found, area, (boxes1[:, 3:5].prod(1), boxes2[:, 3:5].prod(1))))
+        shared = area * _shared_height(boxes1, boxes2)
+        volume.append(_overlapping(truth, found, shared, (boxes1[:, 3:6].prod(1), boxes2[:, 3:6].prod(1))))
+    return {"bev": _collect(bev), "3d": _collect(volume)}
+
+
+def _same_frame_pairs(first: Objects, second: Objects, keep: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Give every pair of a kept first and a second object of one frame, about PAIR_LIMIT at a time."""
+    chosen = np.flatnonzero(keep)
+    frames = first.frames[chosen]
+    counts = np.diff(second.starts)[frames]
+    block = (np.cumsum(counts) - counts) // PAIR_LIMIT
+    for rows in np.split(np.arange(len(chosen)), np.flatnonzero(np.diff(block)) + 1):
+        count = counts[rows]
+        before = np.cumsum(count) - count
+        within = np.arange(count.sum()) - np.repeat(before, count)
+        yield np.repeat(chosen[rows], count), np.repeat(second.starts[frames[rows]], count) + within
+
+
+def _image_intersection(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
+    """Area that aligned image boxes share, ``(P,)``; 0 unless both sides of both boxes are positive."""
+    low = np.maximum(boxes1[:, :2], boxes2[:, :2])
+    high = np.minimum(boxes1[:, 2:], boxes2[:, 2:])
+    return np.clip(high - low, 0, None).prod(axis=1)
+
+
+def _image_area(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def _circles_meet(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
+    """Tell which aligned boxes are near enough for their footprints to meet, ``(P,)`` bool."""
+    reach = (np.hypot(boxes1[:, 3], boxes1[:, 4]) + np.hypot(boxes2[:, 3], boxes2[:, 4])) / 2
+    return np.hypot(boxes1[:, 0] - boxes2[:, 0], boxes1[:, 1] - boxes2[:, 1]) <= reach
+
+
+def _shared_height(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
+    low = np.maximum(boxes1[:, 2] - boxes1[:, 5] / 2, boxes2[:, 2] - boxes2[:, 5] / 2)
+    high = np.minimum(boxes1[:, 2] + boxes1[:, 5] / 2, boxes2[:, 2] + boxes2[:, 5] / 2)
+    return np.clip(high - low, 0, None)
+
+
+def _overlapping(
+    truth: np.ndarray, found: np.ndarray, shared: np.ndarray, sizes: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    hit = np.flatnonzero(shared > 0)
+    return truth[hit], found[hit], shared[hit] / (sizes[0][hit] + sizes[1][hit] - shared[hit])
+
+
+def _collect(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> PairOverlaps:
+    truth, found, iou = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return PairOverlaps(truth, found, iou)

@@ -1,0 +1,53 @@
+"""Greedy non-maximum suppression."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cakdp_ext.ops import native
+from cakdp_ext.ops.checks import as_float, check_same_device
+from cakdp_ext.ops.reference import nms as reference
+
+
+@torch.no_grad()
+def nms(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    *,
+    axis_aligned: bool = False,
+    pre_max: int | None = None,
+    post_max: int | None = None,
+) -> Tensor:
+    """Keep every box, best first, whose bird's-eye-view IoU with each box kept before is at most the threshold.
+
+    Args:
+        boxes: ``(N, 7)``, metres and radians. One of no size or with a NaN overlaps nothing, and stays.
+        scores: ``(N,)``, same device; NaN counts as the lowest.
+        iou_threshold: in [0, 1].
+        axis_aligned: ignore headings.
+        pre_max: look at so many best boxes only.
+        post_max: keep at most so many.
+
+    Returns:
+        ``(K,)`` int64 indices by descending score, equal scores in the given order; ``(0,)`` for no boxes.
+
+    Raises:
+        ValueError: for another shape, boxes and scores that differ in number or device, or a limit below 0.
+    """
+    boxes = as_float(boxes, "boxes", (None, 7))
+    scores = as_float(scores, "scores", (len(boxes),))
+    check_same_device(boxes, scores, ("boxes", "scores"))
+    _check_settings(iou_threshold, pre_max, post_max)
+    order = scores.nan_to_num(nan=-torch.inf).argsort(descending=True, stable=True)[:pre_max]
+    run = native.implementation("nms_sorted", boxes.device) or reference.nms_sorted
+    return order[run(boxes[order], float(iou_threshold), axis_aligned, -1 if post_max is None else post_max)]
+
+
+def _check_settings(iou_threshold: float, pre_max: int | None, post_max: int | None) -> None:
+    if not 0 <= iou_threshold <= 1:
+        raise ValueError(f"iou_threshold must lie in [0, 1], got {iou_threshold}")
+    for name, limit in (("pre_max", pre_max), ("post_max", post_max)):
+        if limit is not None and limit < 0:
+            raise ValueError(f"{name} must be at least 0, got {limit}; for no limit give None")

@@ -1,0 +1,7 @@
+"""Which boxes are false? IoU labels, the loss of the IoU head, and what its scores do before NMS."""
+
+from cakdp_ext.refinement.loss import iou_loss
+from cakdp_ext.refinement.mask import IoURefinement, refine_scores
+from cakdp_ext.refinement.targets import anchor_iou_targets, decoded_iou_targets
+
+__all__ = ["IoURefinement", "anchor_iou_targets", "decoded_iou_targets", "iou_loss", "refine_scores"]

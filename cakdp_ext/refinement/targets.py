@@ -1,0 +1,103 @@
+"""Which IoU the IoU head should have predicted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cakdp_ext import ops
+
+MAX_PAIRS = 1 << 21
+
+
+@torch.no_grad()
+def anchor_iou_targets(anchors: Tensor, gt_boxes: Tensor, gt_labels: Tensor, num_classes: int) -> Tensor:
+    """Label every anchor with its best axis-aligned nearest-BEV IoU, in the class channel of that ground truth.
+
+    Among equally good ground truths the first counts. No gradient flows.
+
+    Args:
+        anchors: ``(A, 7)`` metres, radians, LiDAR frame.
+        gt_boxes: ``(M, 7)`` of one frame, padded rows allowed.
+        gt_labels: ``(M,)`` 0-based, -1 where padded.
+        num_classes: channels C of the head.
+
+    Returns:
+        ``(A, C)`` in [0, 1]; zeros where nothing overlaps and where there is no ground truth.
+
+    Raises:
+        ValueError: for a label that the head has no channel for.
+
+    Source:
+        CaKDP, Eq. 6, the IoU label of the released anchor head.
+    """
+    gt_boxes, gt_labels = _without_padding(gt_boxes, gt_labels, num_classes)
+    targets = anchors.new_zeros((anchors.shape[0], num_classes))
+    for start, stop in _chunks(anchors.shape[0], gt_boxes.shape[0]):
+        near = _within_reach(anchors[start:stop], gt_boxes).any(dim=1).nonzero().squeeze(1)
+        if near.numel():
+            best = ops.nearest_bev_iou(anchors[start + near], gt_boxes.to(anchors.dtype)).max(dim=1)
+            targets[start + near, gt_labels[best.indices]] = best.values
+    return targets
+
+
+@torch.no_grad()
+def decoded_iou_targets(boxes: Tensor, gt_boxes: Tensor, gt_labels: Tensor, num_classes: int) -> Tensor:
+    """Label every predicted box, class by class, with its 3D IoU with the best ground truth of that class.
+
+    No gradient flows to the boxes. A box with a coordinate that is not finite overlaps nothing.
+
+    Args:
+        boxes: ``(A, 7)`` decoded, metres, radians, LiDAR frame.
+        gt_boxes: ``(M, 7)`` of one frame, padded rows allowed.
+        gt_labels: ``(M,)`` 0-based, -1 where padded.
+        num_classes: channels C of the head.
+
+    Returns:
+        ``(A, C)`` in [0, 1]; zeros where nothing overlaps and where there is no ground truth.
+
+    Raises:
+        ValueError: for a label that the head has no channel for.
+
+    Source:
+        CaKDP, Eq. 6, with the IoU of the prediction instead of that of the anchor.
+    """
+    gt_boxes, gt_labels = _without_padding(gt_boxes, gt_labels, num_classes)
+    boxes = boxes.to(gt_boxes.dtype)
+    targets = boxes.new_zeros(boxes.shape[0] * num_classes)
+    for start, stop in _chunks(boxes.shape[0], gt_boxes.shape[0]):
+        box_index, gt_index = _within_reach(boxes[start:stop], gt_boxes).nonzero(as_tuple=True)
+        iou = ops.iou_3d_aligned(boxes[start + box_index], gt_boxes[gt_index])
+        channel = (start + box_index) * num_classes + gt_labels[gt_index]
+        targets.scatter_reduce_(0, channel, iou, reduce="amax")
+    return targets.view(-1, num_classes)
+
+
+def _without_padding(gt_boxes: Tensor, gt_labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    real = gt_labels >= 0
+    gt_boxes, gt_labels = gt_boxes[real], gt_labels[real].long()
+    if gt_labels.numel() and int(gt_labels.max()) >= num_classes:
+        raise ValueError(
+            f"expected 0-based gt_labels below num_classes = {num_classes}, got {int(gt_labels.max())}; "
+            "drop ground truth of classes that the head does not know"
+        )
+    return gt_boxes, gt_labels
+
+
+def _chunks(num_boxes: int, num_gt: int) -> list[tuple[int, int]]:
+    """Cut the boxes so that no pairwise tensor holds more than about MAX_PAIRS values; none without ground truth."""
+    if num_gt == 0:
+        return []
+    size = max(MAX_PAIRS // num_gt, 1)
+    return [(start, min(start + size, num_boxes)) for start in range(0, num_boxes, size)]
+
+
+def _within_reach(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+    """Tell which pairs ``(N, M)`` can overlap at all: centres no farther apart in x and y than the half diagonals."""
+    reach = _half_diagonal(boxes)[:, None] + _half_diagonal(gt_boxes)
+    near_x = (boxes[:, None, 0] - gt_boxes[:, 0]).abs() <= reach
+    return near_x & ((boxes[:, None, 1] - gt_boxes[:, 1]).abs() <= reach)
+
+
+def _half_diagonal(boxes: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(boxes[:, 3:5], dim=1) / 2

@@ -1,0 +1,272 @@
+"""What passes between the parts: frames, predictions, filter scores, pruning plans, and the two detector protocols.
+
+Conventions, everywhere inside the package:
+
+* boxes are ``(x, y, z, dx, dy, dz, heading)``: geometric centre and full sizes in metres, heading in radians,
+  counter-clockwise about +z from +x, in the LiDAR frame;
+* labels are 0-based (OpenPCDet's 1-based labels are converted where data enters or leaves);
+* logits are raw, scores lie in [0, 1].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def to_device(value: T, device: torch.device | str) -> T:
+    """Copy a dataclass of tensors (tuples of tensors included) to a device; every other field is kept as it is.
+
+    Args:
+        value: a dataclass instance.
+        device: where its tensors shall live.
+
+    Returns:
+        A new instance of the same class.
+    """
+
+    def move(item: Any) -> Any:
+        if isinstance(item, Tensor):
+            return item.to(device, non_blocking=True)
+        if isinstance(item, tuple):
+            return tuple(move(part) for part in item)
+        return item
+
+    changes = {f.name: move(getattr(value, f.name)) for f in dataclasses.fields(value)}  # type: ignore[arg-type]
+    return dataclasses.replace(value, **changes)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class LidarGeometry:
+    """The region that a detector sees and how it is cut into voxels.
+
+    Attributes:
+        point_cloud_range: ``(x_min, y_min, z_min, x_max, y_max, z_max)`` in metres.
+        voxel_size: ``(vx, vy, vz)`` in metres.
+        num_point_features: channels of a point, x, y and z included.
+    """
+
+    point_cloud_range: tuple[float, float, float, float, float, float]
+    voxel_size: tuple[float, float, float]
+    num_point_features: int = 4
+
+    @property
+    def grid_size(self) -> tuple[int, int, int]:
+        """Number of voxels along x, y and z."""
+        low, high = np.array(self.point_cloud_range[:3]), np.array(self.point_cloud_range[3:])
+        nx, ny, nz = np.round((high - low) / np.array(self.voxel_size)).astype(int).tolist()
+        return nx, ny, nz
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Frames of one step, collated.
+
+    Attributes:
+        batch_size: number of frames B.
+        voxels: ``(V, P, F)`` float32, the points of each voxel, zero-padded.
+        voxel_coords: ``(V, 4)`` int32, ``(batch, z, y, x)``.
+        voxel_num_points: ``(V,)`` int32, how many of the P rows are points.
+        gt_boxes: ``(B, M, 7)`` float32, zero-padded.
+        gt_labels: ``(B, M)`` int64, 0-based, -1 where padded.
+        frame_ids: B names.
+        points: ``(N, 1 + F)`` float32, batch index first; None when the data set was told not to keep them.
+        meta: one mapping a frame with what its evaluation needs (KITTI: ``calib``, ``image_shape``).
+    """
+
+    batch_size: int
+    voxels: Tensor
+    voxel_coords: Tensor
+    voxel_num_points: Tensor
+    gt_boxes: Tensor
+    gt_labels: Tensor
+    frame_ids: tuple[str, ...]
+    points: Tensor | None = None
+    meta: tuple[Mapping[str, Any], ...] = ()
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Copy to a device."""
+        return to_device(self, device)
+
+
+@dataclass(frozen=True)
+class PredictionSites:
+    """Where the A predictions of a dense head sit; the same for every frame.
+
+    Attributes:
+        centers: ``(A, 2)`` metric x, y of each prediction's cell.
+        anchors: ``(A, 7)`` boxes of an anchor head; None for a center head.
+        stride: cumulative stride of the head's map with respect to the voxel grid.
+        num_classes: how many classes the head tells apart.
+    """
+
+    centers: Tensor
+    anchors: Tensor | None
+    stride: int
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class DensePredictions:
+    """What a dense head says about every one of its A sites.
+
+    Attributes:
+        cls_logits: ``(B, A, C)`` raw class logits, with gradient in training.
+        boxes: ``(B, A, 7)`` decoded boxes, metres and radians.
+        iou_logits: ``(B, A, C)`` raw output of the IoU head, or None where there is none.
+    """
+
+    cls_logits: Tensor
+    boxes: Tensor
+    iou_logits: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What remains for one frame after NMS, best first.
+
+    Attributes:
+        boxes: ``(n, 7)``.
+        scores: ``(n,)`` in [0, 1].
+        labels: ``(n,)`` int64, 0-based.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device | str) -> Detections:
+        """Copy to a device."""
+        return to_device(self, device)
+
+
+@dataclass(frozen=True)
+class TrainingOutput:
+    """One training forward of a detector.
+
+    Attributes:
+        losses: named, already weighted scalars; their sum is the task loss (the IoU loss of Eq. 6 among them
+            under ``iou_loss`` where the head has an IoU branch).
+        predictions: with gradient; None for detectors that are never distilled.
+    """
+
+    losses: Mapping[str, Tensor]
+    predictions: DensePredictions | None = None
+
+
+@dataclass(frozen=True)
+class EncodedScene:
+    """What a two-stage teacher knows after its first stage.
+
+    Attributes:
+        predictions: of the first stage.
+        features: whatever the teacher's own second stage needs; opaque to everybody else.
+    """
+
+    predictions: DensePredictions
+    features: Any
+
+
+@runtime_checkable
+class OneStageStudent(Protocol):
+    """A detector that can be distilled: calling it in training mode gives losses and dense predictions."""
+
+    @property
+    def sites(self) -> PredictionSites:
+        """Where its predictions sit."""
+        ...
+
+    def __call__(self, batch: Batch) -> TrainingOutput:
+        """Run one training forward."""
+        ...
+
+    def predict_dense(self, batch: Batch) -> DensePredictions:
+        """Give the raw predictions without targets, losses, mask or NMS."""
+        ...
+
+
+@runtime_checkable
+class TwoStageTeacher(Protocol):
+    """A detector whose second stage judges boxes that it did not propose."""
+
+    @property
+    def sites(self) -> PredictionSites:
+        """Where the predictions of its first stage sit."""
+        ...
+
+    def encode(self, batch: Batch) -> EncodedScene:
+        """Run the first stage; no proposals, no NMS."""
+        ...
+
+    def refine(self, encoded: EncodedScene, rois: Tensor) -> Tensor:
+        """Give the second stage's class logits ``(B, K, 1)`` or ``(B, K, C)`` for ``rois (B, K, 7)``."""
+        ...
+
+
+@dataclass(frozen=True)
+class FilterScores:
+    """How much every filter matters for the category predictions (Eq. 4), summed over frames.
+
+    Attributes:
+        values: layer name -> ``(filters,)`` float64, the mean over frames of Eq. 4's term.
+        fingerprint: of the model that was scored, weights included.
+        removal: ``channel`` or ``zero_weight``.
+        split: data split the frames came from.
+        frame_ids: frames already counted.
+        version: of the package that wrote it.
+    """
+
+    values: Mapping[str, np.ndarray]
+    fingerprint: str
+    removal: str
+    split: str
+    frame_ids: tuple[str, ...]
+    version: str
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Which filters stay.
+
+    Attributes:
+        keep_indices: layer name -> ascending indices of the filters that stay.
+        num_filters: layer name -> filters before the cut.
+        fingerprint: of the architecture it cuts (names and shapes of the prunable layers).
+        source: where it came from, for people and reports.
+    """
+
+    keep_indices: Mapping[str, tuple[int, ...]]
+    num_filters: Mapping[str, int]
+    fingerprint: str
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def keep_ratio(self) -> float:
+        """Share of all filters that stays."""
+        return sum(map(len, self.keep_indices.values())) / max(sum(self.num_filters.values()), 1)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How good a set of detections is.
+
+    Attributes:
+        metrics: e.g. ``Car_3d/moderate_R40`` -> AP in percent.
+        text: the table that is printed.
+    """
+
+    metrics: Mapping[str, float]
+    text: str
+
+
+Annotations = Sequence[Mapping[str, Any]]
+"""One mapping a frame in KITTI's terms: name, truncated, occluded, alpha, bbox, dimensions (l, h, w), location,
+rotation_y, score, and for LiDAR use boxes_lidar."""

@@ -1,0 +1,75 @@
+"""The tree keeps its own rules: who may import whom, quiet imports, tools that answer."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LAYER = {
+    "types": 0, "config": 0, "ops": 1, "distillation": 2, "pruning": 2, "refinement": 2,
+    "detectors": 3, "datasets": 3, "evaluation": 3, "openpcdet": 3, "engine": 4,
+}  # fmt: skip
+
+
+def imported_parts(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "cakdp_ext":
+            parts = node.module.split(".")
+            yield from [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("cakdp_ext."))
+
+
+@pytest.mark.parametrize("part", sorted(p.name for p in (ROOT / "cakdp_ext").iterdir() if p.is_dir() and p.name in LAYER))
+def test_imports_point_down_the_house(part):
+    for path in (ROOT / "cakdp_ext" / part).rglob("*.py"):
+        for other in imported_parts(path):
+            if other in LAYER and other != part:
+                assert LAYER[other] < LAYER[part], f"{path.relative_to(ROOT)} imports {other}"
+
+
+def test_only_the_plugin_imports_openpcdet():
+    for path in (ROOT / "cakdp_ext").rglob("*.py"):
+        if "openpcdet" not in path.parts:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            names = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
+            names += [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+            assert not [n for n in names if n.split(".")[0] == "pcdet"], path
+
+
+def test_importing_the_package_starts_no_cuda_and_loads_no_torch():
+    code = "import sys, cakdp_ext; assert 'torch' not in sys.modules; print(cakdp_ext.__version__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    code = "import torch, cakdp_ext.engine.train; assert not torch.cuda.is_initialized()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("tool", sorted(p.name for p in (ROOT / "tools").glob("*.py")))
+def test_every_tool_answers_help(tool):
+    done = subprocess.run([sys.executable, ROOT / "tools" / tool, "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "--" in done.stdout
+
+
+@pytest.mark.parametrize("tool", sorted(p.name for p in (ROOT / "tools").glob("*.py")))
+def test_every_tool_names_a_missing_yaml_in_one_line(tool, tmp_path):
+    command = [sys.executable, ROOT / "tools" / tool, "--cfg", "cfgs/nothing.yaml"]
+    command += ["--out", str(tmp_path)] if tool == "make_scenes.py" else []
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert "cfgs/nothing.yaml" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("script", ["dist_train.sh", "dist_test.sh"])
+def test_shell_scripts_explain_themselves(script):
+    done = subprocess.run(["bash", ROOT / "tools" / script], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"usage: bash tools/{script} NUM_GPUS" in done.stderr
