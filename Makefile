@@ -3,12 +3,11 @@ PYTHON ?= python3
 VENV ?= $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),$(CURDIR)/.venv)
 RUN := $(VENV)/bin
 READY := $(VENV)/.cakdp_ready
-DEMO ?= demo
 KITTI ?= data/kitti
 
 .PHONY: help setup test lint demo study real clean
 help:
-	@echo "make demo   set up, then compress a detector on generated scenes; report in $(DEMO)/report.html"
+	@echo "make demo   set up, then compress a detector on generated scenes; report in output/synthetic/second_cakdp"
 	@echo "make test   set up, then run the tests"
 	@echo "make lint   formatting, lint, types"
 	@echo "make study  distilled against fine-tuned alone over three seeds (hours)"
@@ -23,7 +22,7 @@ $(READY): requirements.txt requirements-dev.txt pyproject.toml setup.py $(wildca
 	touch $@
 
 test: setup
-	$(RUN)/python -m pytest -n auto --dist worksteal
+	$(RUN)/python -m pytest -n auto --dist loadgroup
 
 lint: setup
 	$(RUN)/ruff format --check .
@@ -31,7 +30,7 @@ lint: setup
 	$(RUN)/mypy
 
 demo: setup
-	PYTHON=$(RUN)/python bash tools/demo.sh $(DEMO)
+	PYTHON=$(RUN)/python bash tools/demo.sh
 
 clean:
-	rm -rf build dist *.egg-info $(DEMO) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

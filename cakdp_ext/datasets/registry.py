@@ -19,10 +19,14 @@ class LidarDataset(Protocol):
     seed, the epoch and the index, so that workers, restarts and batch sizes change no frame.
     """
 
-    geometry: LidarGeometry
     class_names: tuple[str, ...]
     training: bool
     split: str
+
+    @property
+    def geometry(self) -> LidarGeometry:
+        """Range, voxel size and features of a point."""
+        ...
 
     @property
     def frame_ids(self) -> list[str]:

@@ -1,14 +1,15 @@
-"""The one door to spconv: finds it, cures its two CPU faults, and offers a convolution block that bears emptiness.
+"""The one door to spconv: finds it, cures its faults on CPU, and offers a convolution block that bears emptiness.
 
-spconv 2.3.8 runs on CPU but for two slips: its backward pass asks for the current CUDA stream whatever the device,
-and a convolution with a bias refuses to run in eval mode. Both are cured from outside when this module is imported;
-what spconv does with CUDA tensors stays as it is.
+spconv 2.3.8 runs on CPU but for three slips: its backward pass asks for the current CUDA stream whatever the device,
+a convolution with a bias refuses to run in eval mode, and a build for CUDA chooses an algorithm that knows no CPU
+tensors. All are cured from outside when this module is imported; what spconv does with CUDA tensors stays as it is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -36,16 +37,12 @@ def load_spconv() -> ModuleType:
 
 
 def cure_cpu_faults() -> None:
-    """Make spconv train and evaluate on CPU; calling it again changes nothing, CUDA tensors never notice.
-
-    Whoever replaced the two functions before us with versions that need no cure is wrapped all the same: the
-    wrappers only act where the originals would fail.
-    """
+    """Make spconv train and evaluate on CPU, whatever it was built for; calling it again changes nothing."""
     from spconv.pytorch import conv, ops
 
     ops.get_current_stream = _once(ops.get_current_stream, _stream_or_zero)
     base = conv.SparseConvolutionBase
-    base._conv_forward = _once(base._conv_forward, _conv_forward_with_bias_on_cpu)
+    base._conv_forward = _once(base._conv_forward, _conv_forward_on_any_device)
 
 
 def _once(function: Callable[..., Any], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[..., Any]:
@@ -63,12 +60,27 @@ def _stream_or_zero(current_stream: Callable[[], int]) -> Callable[[], int]:
     return stream
 
 
-def _conv_forward_with_bias_on_cpu(conv_forward: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(self: Any, training: bool, input: Any, weight: Tensor, bias: Tensor | None, *rest: Any, **kw: Any) -> Any:
-        adds_bias_itself = bias is not None and not training and not input.features.is_cuda
-        return conv_forward(self, training or adds_bias_itself, input, weight, bias, *rest, **kw)
+def _conv_forward_on_any_device(conv_forward: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(
+        self: Any, training: bool, input: Any, weight: Tensor, bias: Tensor | None, *rest: Any, **kw: Any
+    ) -> Any:
+        if input.features.is_cuda:
+            return conv_forward(self, training, input, weight, bias, *rest, **kw)
+        with _native_algorithm(self):
+            return conv_forward(self, training or bias is not None, input, weight, bias, *rest, **kw)
 
     return forward
+
+
+@contextlib.contextmanager
+def _native_algorithm(conv: Any) -> Iterator[None]:
+    """Let a convolution use the one algorithm that knows CPU tensors, for as long as the context lasts."""
+    chosen = conv.algo
+    conv.algo = spconv.ConvAlgo.Native
+    try:
+        yield
+    finally:
+        conv.algo = chosen
 
 
 spconv = load_spconv()
@@ -89,7 +101,7 @@ class VoxelBatchNorm1d(nn.BatchNorm1d):
         return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
 
-class SparseBlock(spconv.SparseSequential):  # type: ignore[misc, name-defined]
+class SparseBlock(spconv.SparseSequential):  # type: ignore[name-defined]
     """A sparse convolution followed by modules that work on its features; no active voxel gives none, without error.
 
     spconv refuses an empty input and skips the norms behind an empty output, which would take their parameters out of

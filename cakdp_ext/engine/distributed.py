@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -45,7 +46,8 @@ def workers(device: str | None = None) -> Iterator[Workers]:
     if place.device.type == "cuda":
         torch.cuda.set_device(place.device)
     if world_size > 1:
-        dist.init_process_group("nccl" if place.device.type == "cuda" else "gloo")
+        backend = "nccl" if place.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(days=2))  # others wait while the first one scores
     try:
         yield place
     finally:

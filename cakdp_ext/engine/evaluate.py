@@ -89,6 +89,8 @@ def test_detector(
     place: Workers,
     folder: Path | None = None,
     desc: str = "test",
+    *,
+    quiet: bool = False,
 ) -> TestResult:
     """Test a detector on a data set and write its files.
 
@@ -99,6 +101,7 @@ def test_detector(
         place: this process; the shares of all are put together.
         folder: where ``result.pkl``, ``metrics.json`` and ``final_result/data/*.txt`` go; None writes nothing.
         desc: text of the progress bar.
+        quiet: write the files, but print no table.
 
     Returns:
         The result, the same on every process.
@@ -114,6 +117,8 @@ def test_detector(
     result = TestResult(evaluation, ordered, sum(share[2] for share in shares) / max(len(ordered), 1))
     if folder is not None and place.is_main:
         write_result(result, folder)
+        if not quiet:
+            LOG.info("%s\nwritten to %s", evaluation.text, folder)
     return result
 
 
@@ -132,7 +137,6 @@ def write_result(result: TestResult, folder: Path) -> None:
     with atomic_path(folder / "metrics.json") as path:
         path.write_text(json.dumps(dict(result.evaluation.metrics), indent=1), encoding="utf-8")
     write_kitti_labels(result.annotations, folder / "final_result" / "data")
-    LOG.info("%s\nwritten to %s", result.evaluation.text, folder)
 
 
 def evaluate_checkpoints(

@@ -36,7 +36,6 @@ class TrainingStep:
         self.forward = forward or student
         self.teacher = teacher
         self.method = build_method(distill) if teacher is not None and distill is not None else None
-        self.alpha = distill.alpha if distill is not None else 0.0
         if teacher is not None:
             try:
                 check_sites(self.student.sites, teacher.sites)
@@ -52,5 +51,5 @@ class TrainingStep:
                 raise ConfigError(f"{type(self.student).__name__} gives no dense predictions; it cannot be distilled")
             encoded = self.teacher.encode(batch)
             result = self.method(output.predictions, self.student.sites, self.teacher, encoded)
-            losses["distill_loss"] = self.alpha * result.loss
+            losses["distill_loss"] = result.loss
         return losses

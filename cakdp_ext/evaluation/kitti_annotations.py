@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -141,10 +140,11 @@ def _shared(table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _read(annotations: Annotations, widths: Mapping[str, tuple[int, ...]], source: str) -> dict[str, np.ndarray]:
     frames = [_read_frame(frame, widths, _describe(annotations, i, source)) for i, frame in enumerate(annotations)]
     starts = np.cumsum([0, *(len(frame["name"]) for frame in frames)])
-    joined = partial(_join, frames)
-    table = {key: joined(key, width) for key, width in widths.items()}
+    table = {
+        key: np.concatenate([np.zeros((0, *width)), *(frame[key] for frame in frames)]) for key, width in widths.items()
+    }
     for key, values in table.items():
-        bad = np.flatnonzero(~np.isfinite(values.reshape(starts[-1], -1)).all(axis=1))
+        bad = np.argwhere(~np.isfinite(values))[:1, 0]
         if len(bad):
             index = int(np.searchsorted(starts, bad[0], side="right")) - 1
             raise ValueError(
@@ -153,10 +153,6 @@ def _read(annotations: Annotations, widths: Mapping[str, tuple[int, ...]], sourc
             )
     names = np.concatenate([np.zeros(0, dtype="<U1"), *(frame["name"] for frame in frames)])
     return {**table, "starts": starts, "names": np.char.lower(names)}
-
-
-def _join(frames: list[dict[str, np.ndarray]], key: str, width: tuple[int, ...]) -> np.ndarray:
-    return np.concatenate([np.zeros((0, *width)), *(frame[key] for frame in frames)])
 
 
 def _read_frame(frame: Mapping[str, Any], widths: Mapping[str, tuple[int, ...]], where: str) -> dict[str, np.ndarray]:

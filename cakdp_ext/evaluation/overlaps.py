@@ -31,6 +31,17 @@ class PairOverlaps:
     detection: np.ndarray
     iou: np.ndarray
 
+    def between(self, ground_truth: np.ndarray, detections: np.ndarray) -> PairOverlaps:
+        """Keep the pairs of ground truths ``(G,)`` bool and detections ``(D,)`` bool."""
+        return self._where(ground_truth[self.ground_truth] & detections[self.detection])
+
+    def above(self, bound: float) -> PairOverlaps:
+        """Keep the pairs that overlap more than that."""
+        return self._where(self.iou > bound)
+
+    def _where(self, keep: np.ndarray) -> PairOverlaps:
+        return PairOverlaps(self.ground_truth[keep], self.detection[keep], self.iou[keep])
+
 
 def image_overlaps(ground_truth: LabelledObjects, detections: ScoredObjects) -> PairOverlaps:
     """Compute the IoU of image boxes within each frame.

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from cakdp_ext.ops import fake
+
 SWITCH = "CAKDP_NATIVE"
 HOW_TO_BUILD = "pip install --no-build-isolation -e . (with a C++ compiler)"
 NAMES = ("boxes_overlap_bev", "boxes_overlap_bev_aligned", "nms_sorted", "points_in_boxes", "voxel_query")
@@ -25,7 +27,11 @@ def _load() -> str:
     except ModuleNotFoundError:
         return "cakdp_ext._C is not built"
     except ImportError as error:
-        return f"cakdp_ext._C was built for another PyTorch ({error})"
+        return f"cakdp_ext._C does not load ({error})"
+    missing = [name for name in NAMES if not hasattr(torch.ops.cakdp, name)]
+    if missing:
+        return f"cakdp_ext._C is older than these sources, it lacks {', '.join(missing)}"
+    fake.register()
     return ""
 
 

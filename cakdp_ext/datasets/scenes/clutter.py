@@ -74,7 +74,10 @@ def _sapling(rng: np.random.Generator) -> Item:
     """Build a young tree: thin trunk, a crown as wide as shoulders, not taller than a rider."""
     height, radius = float(rng.uniform(1.5, 2.3)), float(rng.uniform(0.2, 0.45))
     crown = ellipsoid((0, 0, height - 0.45), (radius, radius, 0.5))
-    return (Part(column(0, 0, 0.05, 0, height - 0.5), BARK), Part(crown, LEAVES, free_path=0.15)), (2 * radius, 2 * radius)
+    return (Part(column(0, 0, 0.05, 0, height - 0.5), BARK), Part(crown, LEAVES, free_path=0.15)), (
+        2 * radius,
+        2 * radius,
+    )
 
 
 def _bicycle(rng: np.random.Generator) -> Item:

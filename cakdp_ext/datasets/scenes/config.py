@@ -32,7 +32,7 @@ class LidarConfig:
 
     beams: int = 48
     elevations: tuple[float, float, float] = (2.0, -8.5, -24.8)
-    azimuth_step: float = 0.18
+    azimuth_step: float = 0.2
     field_of_view: float = 90.0
     height: float = 1.73
     max_range: float = 70.0
@@ -65,17 +65,17 @@ class TrafficConfig:
         cyclists: along the lanes, on the pavements and crossing.
         vans: neighbours of the cars.
         misc: trailers and carts.
-        far_cars: beyond ``reach``, where few rays get; most become DontCare regions.
+        far_cars: beyond ``reach``, where few rays get.
         reach: metres within which everything but ``far_cars`` stands.
     """
 
-    cars: tuple[int, int] = (3, 10)
-    pedestrians: tuple[int, int] = (1, 9)
-    cyclists: tuple[int, int] = (1, 6)
+    cars: tuple[int, int] = (2, 8)
+    pedestrians: tuple[int, int] = (1, 10)
+    cyclists: tuple[int, int] = (1, 7)
     vans: tuple[int, int] = (0, 1)
     misc: tuple[int, int] = (0, 1)
     far_cars: tuple[int, int] = (0, 3)
-    reach: float = 37.0
+    reach: float = 35.0
 
     def __post_init__(self) -> None:
         for name in ("cars", "pedestrians", "cyclists", "vans", "misc", "far_cars"):
@@ -120,6 +120,8 @@ class SceneConfig:
         seed: frame i depends on (seed, i) and on the settings below, on nothing else.
         min_points: an object with fewer returns in the image becomes a DontCare region (with none, nothing).
         min_visible: an object with a smaller visible share becomes a DontCare region.
+        label_distance: an object whose centre is farther away than this, in metres on the ground, becomes a DontCare
+            region.
         lidar: the sensor.
         traffic: the objects.
         street: everything else.
@@ -130,6 +132,7 @@ class SceneConfig:
     seed: int = 0
     min_points: int = 4
     min_visible: float = 0.08
+    label_distance: float = 36.0
     lidar: LidarConfig = field(default_factory=LidarConfig)
     traffic: TrafficConfig = field(default_factory=TrafficConfig)
     street: StreetConfig = field(default_factory=StreetConfig)
@@ -141,6 +144,11 @@ class SceneConfig:
         _require(self.seed >= 0, f"SEED must not be negative, got {self.seed}")
         _require(self.min_points >= 1, f"MIN_POINTS must be at least 1, got {self.min_points}")
         _require(0 <= self.min_visible <= 1, f"MIN_VISIBLE must be in [0, 1], got {self.min_visible}")
+        _require(self.label_distance > 0, f"LABEL_DISTANCE must be above 0 m, got {self.label_distance}")
+        reach, max_range = self.traffic.reach, self.lidar.max_range
+        _require(
+            reach + 5 <= max_range, f"MAX_RANGE {max_range} must be 5 m above REACH {reach}: raise it, or lower REACH"
+        )
 
     @property
     def num_frames(self) -> int:

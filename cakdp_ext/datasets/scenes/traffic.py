@@ -57,7 +57,9 @@ def build_car(size: Size, rng: np.random.Generator) -> tuple[Part, ...]:
     paint = float(rng.uniform(0.1, 0.75))
     deck, roof_rear, roof_front = ((-0.40, -0.24, 0.06), (-0.47, -0.36, 0.06), (-0.485, -0.44, 0.10))[rng.integers(3)]
     belt, cowl = 0.58 * height, 0.24 * length
-    side = _scaled([(-0.48, 0.12), (0.48, 0.12), (0.5, 0.3), (0.47, 0.47), (0.24, 0.58), (-0.47, 0.58), (-0.5, 0.35)], size)
+    side = _scaled(
+        [(-0.48, 0.12), (0.48, 0.12), (0.5, 0.3), (0.47, 0.47), (0.24, 0.58), (-0.47, 0.58), (-0.5, 0.35)], size
+    )
     low, high = (deck * length, cowl, 0.46 * width), (roof_rear * length, roof_front * length, 0.36 * width)
     roof = (high[0] + 0.01, high[1] - 0.01, 0.34 * width)
     return (
@@ -84,7 +86,9 @@ def build_van(size: Size, rng: np.random.Generator) -> tuple[Part, ...]:
 def build_trailer(size: Size, rng: np.random.Generator) -> tuple[Part, ...]:
     """Build a single-axle trailer: a box with a drawbar in front."""
     length, width, height = size
-    box = frustum((-0.5 * length, 0.3 * length, 0.42 * width), 0.45, (-0.5 * length, 0.3 * length, 0.42 * width), height)
+    box = frustum(
+        (-0.5 * length, 0.3 * length, 0.42 * width), 0.45, (-0.5 * length, 0.3 * length, 0.42 * width), height
+    )
     bar = limb((0.25 * length, 0, 0.5), (0.5 * length, 0, 0.45), 0.06)
     return (Part(box, float(rng.uniform(0.2, 0.6))), Part(bar, METAL), *_wheels(size, 0.28, (-0.1,)))
 
@@ -106,7 +110,7 @@ def build_pedestrian(size: Size, rng: np.random.Generator) -> tuple[Part, ...]:
         parts.append(Part(ellipsoid((foot * 0.75, hip, 0.05), (length / 8, 0.05, 0.05)), TYRE))
         parts.append(Part(limb((0, arm, 0.83 * height), (hand, arm, 0.47 * height), 0.055), clothes))
     if rng.random() < 0.3:
-        parts.append(Part(ellipsoid((-0.17, 0, 0.7 * height), (0.1, 0.13, 0.2)), clothes * 0.6))
+        parts.append(Part(ellipsoid((-min(0.17, length / 2 - 0.1), 0, 0.7 * height), (0.1, 0.13, 0.2)), clothes * 0.6))
     return tuple(parts)
 
 

@@ -1,4 +1,4 @@
-"""How a box looks from a roi, and where the grid points of a roi lie."""
+"""How does a box look from a roi, and where do the grid points of a roi lie?"""
 
 from __future__ import annotations
 
@@ -46,6 +46,12 @@ def from_roi_frame(boxes: Tensor, rois: Tensor) -> Tensor:
     """
     center = _rotate_about_z(boxes[..., :3], rois[..., 6]) + rois[..., :3]
     return torch.cat((center, boxes[..., 3:6], boxes[..., 6:7] + rois[..., 6:7]), dim=-1)
+
+
+def at_origin(rois: Tensor) -> Tensor:
+    """Put rois ``(..., 7)`` into their own frames: centre and heading become 0, sizes stay."""
+    sizes = rois[..., 3:6]
+    return torch.cat((torch.zeros_like(sizes), sizes, torch.zeros_like(rois[..., :1])), dim=-1)
 
 
 def roi_grid_points(rois: Tensor, grid_size: int) -> Tensor:

@@ -1,70 +1,97 @@
-"""Voxel RoI pooling: what the voxels around a grid point say about it."""
+"""What do the voxels around a grid point say? Voxel RoI pooling."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.nn import functional
 
 from cakdp_ext import ops
+from cakdp_ext.detectors.roi_heads.roi_config import PoolLayerConfig
+from cakdp_ext.types import LidarGeometry
 
-from .settings import PoolLayerSettings
 
-QUERIES_PER_CHUNK = 1 << 13
+@dataclass(frozen=True)
+class GridPoints:
+    """Where features are pooled.
+
+    Attributes:
+        xyz: ``(Q, 3)`` metres, LiDAR frame.
+        frames: ``(Q,)`` int64 frame of each.
+    """
+
+    xyz: Tensor
+    frames: Tensor
 
 
 @dataclass(frozen=True)
 class VoxelSource:
-    """One sparse feature map as pooling sees it.
+    """One sparse feature map and where it lies.
 
     Attributes:
         features: ``(V, C)``.
         coords: ``(V, 4)`` ``(batch, z, y, x)`` in voxels of this map.
-        centers: ``(V, 3)`` x, y, z of the voxels in metres, LiDAR frame.
         spatial_shape: ``(Z, Y, X)`` of this map.
         batch_size: number of frames.
+        origin: ``(3,)`` x, y, z where voxel 0 begins, metres.
+        voxel_size: ``(3,)`` x, y, z of this map's voxels, metres.
     """
 
     features: Tensor
     coords: Tensor
-    centers: Tensor
     spatial_shape: tuple[int, int, int]
     batch_size: int
+    origin: Tensor
+    voxel_size: Tensor
 
+    @classmethod
+    def from_sparse(cls, sparse: Any, stride: int, geometry: LidarGeometry) -> VoxelSource:
+        """Read a ``SparseConvTensor`` whose voxels are ``stride`` times as large as the geometry's."""
+        depth, height, width = (int(size) for size in sparse.spatial_shape)
+        origin = torch.tensor(geometry.point_cloud_range[:3], device=sparse.features.device)
+        size = torch.tensor(geometry.voxel_size, device=sparse.features.device) * stride
+        shape = (depth, height, width)
+        return cls(sparse.features, sparse.indices, shape, int(sparse.batch_size), origin, size)
 
-@dataclass(frozen=True)
-class GridQueries:
-    """Grid points as one source sees them.
+    @property
+    def middle(self) -> Tensor:
+        """The point ``(3,)`` amid the map, metres."""
+        return self.origin + self.voxel_size * self.voxel_size.new_tensor(self.spatial_shape[::-1]) / 2
 
-    Attributes:
-        xyz: ``(Q, 3)`` metres, LiDAR frame.
-        coords: ``(Q, 4)`` ``(batch, z, y, x)`` in voxels of the source; may lie outside of it.
-    """
+    @property
+    def centers(self) -> Tensor:
+        """Centres ``(V, 3)`` of the voxels: x, y, z in metres."""
+        return (self.coords[:, [3, 2, 1]] + 0.5) * self.voxel_size + self.origin
 
-    xyz: Tensor
-    coords: Tensor
+    def locate(self, points: GridPoints) -> Tensor:
+        """Give the voxel ``(Q, 4)`` ``(batch, z, y, x)`` in which each point lies; it may be outside of the map."""
+        cells = torch.floor((points.xyz - self.origin) / self.voxel_size).long()
+        return torch.cat((points.frames.unsqueeze(1), cells.flip(1)), dim=1)
 
 
 @dataclass(frozen=True)
 class Neighbors:
-    """Which voxels a grid point pools.
+    """Which voxels each grid point pools.
 
     Attributes:
-        index: ``(Q, S)`` rows of the source.
-        offsets: ``(Q, S, 3)`` metres from the grid point to the voxel's centre, 0 where there is none.
-        is_found: ``(Q,)`` whether the grid point has any voxel.
+        index: ``(Q, S)`` rows of the source, 0 where there is no neighbour.
+        is_empty: ``(Q,)`` whether a grid point has none.
     """
 
     index: Tensor
-    offsets: Tensor
-    is_found: Tensor
+    is_empty: Tensor
 
-    def split(self, size: int) -> list[Neighbors]:
-        """Cut into runs of at most ``size`` grid points; one empty run when there are none."""
-        parts = zip(self.index.split(size), self.offsets.split(size), self.is_found.split(size), strict=True)
-        return [Neighbors(*part) for part in parts]
+    def gather(self, lifted: Tensor) -> Tensor:
+        """Lay out features ``(V, C)`` as ``(Q, S, C)``, zeros where there is no neighbour."""
+        return F.pad(lifted, (0, 0, 0, 1))[self.index.masked_fill(self.is_empty.unsqueeze(1), len(lifted))]
+
+    def offsets(self, source: VoxelSource, points: GridPoints) -> Tensor:
+        """Give where the neighbours lie seen from their grid point, ``(Q, S, 3)`` metres, 0 where there is none."""
+        offsets = F.pad(source.centers, (0, 0, 0, 1))[self.index] - points.xyz.unsqueeze(1)
+        return offsets.masked_fill_(self.is_empty[:, None, None], 0.0)
 
 
 class NeighborVoxelPooling(nn.Module):
@@ -72,19 +99,20 @@ class NeighborVoxelPooling(nn.Module):
 
     Each scale lifts the features of the voxels and, separately, their positions relative to the grid point, adds the
     two, and takes the largest (or mean) response among the neighbours. Lifting features before they are grouped is the
-    paper's accelerated form: it costs V instead of Q x S products.
+    paper's accelerated form: it costs V instead of Q x S products. In eval mode the norm of the positions is affine
+    too, so that a voxel's position and the grid point's are lifted apart, and nothing of size Q x S x C is laid out.
 
-    Source: Voxel R-CNN (Deng et al., AAAI 2021), Sec. 3.3 and 3.4 (Eq. 2).
+    Source: Voxel R-CNN (Deng et al., AAAI 2021), section "Voxel RoI Pooling".
 
     Args:
         in_channels: width of the source's features.
-        settings: scales.
+        config: its scales.
     """
 
-    def __init__(self, in_channels: int, settings: PoolLayerSettings) -> None:
+    def __init__(self, in_channels: int, config: PoolLayerConfig) -> None:
         super().__init__()
-        self.settings = settings
-        widths = settings.mlps
+        self.config = config
+        widths = config.mlps
         self.mlps_in = nn.ModuleList(
             nn.Sequential(nn.Conv1d(in_channels, mid, 1, bias=False), nn.BatchNorm1d(mid)) for mid, _ in widths
         )
@@ -98,60 +126,84 @@ class NeighborVoxelPooling(nn.Module):
             if isinstance(module, nn.Conv1d | nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
 
-    def forward(self, source: VoxelSource, queries: GridQueries) -> Tensor:
+    @property
+    def out_channels(self) -> int:
+        """Width of what is pooled."""
+        return self.config.out_channels
+
+    def forward(self, source: VoxelSource, points: GridPoints) -> Tensor:
         """Pool the source at every grid point.
 
         Args:
-            source: features of all frames.
-            queries: Q grid points of all frames.
+            source: features of all frames; there may be none.
+            points: Q grid points of all frames.
 
         Returns:
             ``(Q, out_channels)``, scales side by side. A grid point without a neighbour pools a zero feature at zero
             distance. ``(0, out_channels)`` for no grid point.
         """
-        return torch.cat([self._pool_scale(scale, source, queries) for scale in range(len(self.mlps_in))], dim=1)
+        if len(points.xyz) == 0:
+            return source.features.new_zeros(0, self.out_channels)
+        return torch.cat([self._pool_scale(scale, source, points) for scale in range(len(self.mlps_in))], dim=1)
 
-    def _pool_scale(self, scale: int, source: VoxelSource, queries: GridQueries) -> Tensor:
-        neighbors = self._find_neighbors(scale, source, queries)
+    def _pool_scale(self, scale: int, source: VoxelSource, points: GridPoints) -> Tensor:
+        neighbors = self._find_neighbors(scale, source, points)
         lifted = self._lift_features(scale, source.features)
-        whole = self.training or len(queries.xyz) == 0
-        chunks = [neighbors] if whole else neighbors.split(QUERIES_PER_CHUNK)
-        pooled = torch.cat([self._pool_neighbors(scale, lifted, chunk) for chunk in chunks])
-        return _per_row(self.mlps_out[scale], pooled)
+        if self.training or self.config.pool_method == "avg_pool":
+            pooled = self._pool_samples(scale, neighbors.gather(lifted), neighbors.offsets(source, points))
+        else:
+            pooled = self._pool_unrolled(scale, lifted, source, points, neighbors)
+        return self.mlps_out[scale](pooled.t().unsqueeze(0)).squeeze(0).t()
 
-    @torch.no_grad()
-    def _find_neighbors(self, scale: int, source: VoxelSource, queries: GridQueries) -> Neighbors:
+    def _find_neighbors(self, scale: int, source: VoxelSource, points: GridPoints) -> Neighbors:
         index, is_empty = ops.voxel_query(
-            queries.coords,
-            queries.xyz,
+            source.locate(points),
+            points.xyz,
             source.coords,
             source.centers,
             source.spatial_shape,
             source.batch_size,
-            ranges=self.settings.query_ranges[scale],
-            radius=self.settings.pool_radius[scale],
-            num_samples=self.settings.nsample[scale],
+            ranges=self.config.query_ranges[scale],
+            radius=self.config.pool_radius[scale],
+            num_samples=self.config.nsample[scale],
         )
-        centers = _at_least_two_rows(source.centers)
-        offsets = centers[index] - queries.xyz.unsqueeze(1)
-        return Neighbors(index, offsets.masked_fill_(is_empty[:, None, None], 0.0), ~is_empty)
+        return Neighbors(index, is_empty)
 
     def _lift_features(self, scale: int, features: Tensor) -> Tensor:
-        return _per_row(self.mlps_in[scale], _at_least_two_rows(features))
+        """Lift the features of every voxel; a step with fewer than two takes the running statistics and leaves them."""
+        layers: list[Any] = list(self.mlps_in[scale].children())
+        conv, norm = layers
+        lifted = conv(F.pad(features, (0, 0, 0, 1)).t().unsqueeze(0))[..., : len(features)]
+        if self.training and len(features) < 2:
+            statistics = (norm.running_mean, norm.running_var)
+            lifted = F.batch_norm(lifted, *statistics, norm.weight, norm.bias, False, 0.0, norm.eps)
+        else:
+            lifted = norm(lifted)
+        return lifted.squeeze(0).t()
 
-    def _pool_neighbors(self, scale: int, lifted: Tensor, neighbors: Neighbors) -> Tensor:
-        grouped = lifted[neighbors.index] * neighbors.is_found[:, None, None]
-        position = self.mlps_pos[scale](neighbors.offsets.permute(2, 0, 1).unsqueeze(0))
-        response = (position + grouped.permute(2, 0, 1).unsqueeze(0)).relu_()
-        pooled = response.amax(dim=3) if self.settings.pool_method == "max_pool" else response.mean(dim=3)
-        return pooled.squeeze(0).t()
+    def _pool_samples(self, scale: int, grouped: Tensor, offsets: Tensor) -> Tensor:
+        """Pool neighbours laid out one by one: ``grouped (Q, S, C)`` features, ``offsets (Q, S, 3)`` -> ``(Q, C)``."""
+        position = self.mlps_pos[scale](offsets.permute(2, 0, 1).unsqueeze(0)).squeeze(0).permute(1, 2, 0)
+        response = (position + grouped).relu_()
+        return response.amax(dim=1) if self.config.pool_method == "max_pool" else response.mean(dim=1)
+
+    def _pool_unrolled(
+        self, scale: int, lifted: Tensor, source: VoxelSource, points: GridPoints, neighbors: Neighbors
+    ) -> Tensor:
+        """Take the largest response by ``max(f + A (c - g) + b) = max(f + A c) - A g + b``.
+
+        Positions are multiplied in float64, relative to the middle of the map: the two products nearly cancel.
+        """
+        weight, bias = folded(self.mlps_pos[scale])
+        of_voxels = (source.centers - source.middle).double() @ weight.t()
+        of_points = (points.xyz - source.middle).double() @ weight.t()
+        table = F.pad(lifted.float() + of_voxels.float(), (0, 0, 0, 1))
+        best = F.embedding_bag(neighbors.index, table, mode="max") - of_points.float()
+        return (best.masked_fill(neighbors.is_empty.unsqueeze(1), 0.0) + bias).relu()
 
 
-def _per_row(layers: nn.Module, rows: Tensor) -> Tensor:
-    """Run 1x1 convolutions and norms ``(1, C, N)`` on a matrix ``(N, C)``."""
-    return layers(rows.t().unsqueeze(0)).squeeze(0).t()
-
-
-def _at_least_two_rows(rows: Tensor) -> Tensor:
-    """Pad with zero rows: batch norm needs two rows, and grid points without a neighbour point at row 0."""
-    return functional.pad(rows, (0, 0, 0, max(2 - len(rows), 0)))
+def folded(layers: Any) -> tuple[Tensor, Tensor]:
+    """Write a 1x1 convolution and its norm in eval mode as weight ``(out, in)``, float64, and bias ``(out,)``."""
+    conv, norm = layers
+    gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    return (conv.weight.flatten(1) * gain.unsqueeze(1)).double(), norm.bias - norm.running_mean * gain

@@ -1,13 +1,13 @@
 """Overlap area of rotated rectangles in the bird's-eye view.
 
-The smaller rectangle of a pair is a polygon around its own centre; the larger one, seen along its own axes, is the
+The rectangle of the smaller diagonal is a polygon around its own centre; the other one, seen along its own axes, is the
 slab ``[x_low, x_high] x [y_low, y_high]`` in that polygon's frame. Walking the polygon counter-clockwise,
 
     overlap = - sum over edges of the integral of clamp(y, y_low, y_high) dx over clamp(x, x_low, x_high)
 
 because at every x the clamped ends of the polygon's vertical section enclose exactly its part within the slab. The
 sum is continuous in all coordinates, so that touching and coinciding edges need no tolerance, and no number in it is
-larger than the smaller rectangle, so that rounding stays relative to it.
+larger than half that diagonal, so that rounding stays relative to it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def boxes_overlap_bev_aligned(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         ``(N,)`` square metres.
     """
     area1, area2 = boxes1[:, 3] * boxes1[:, 4], boxes2[:, 3] * boxes2[:, 4]
-    swap = (area1 < area2)[:, None]
+    swap = (_squared_diagonal(boxes1) < _squared_diagonal(boxes2))[:, None]
     large, small = torch.where(swap, boxes2, boxes1), torch.where(swap, boxes1, boxes2)
     offset = small[:, :2] - large[:, :2]
     center = _rotate(offset, -large[:, 6])
@@ -68,6 +68,10 @@ def boxes_overlap_bev_aligned(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     area = torch.minimum(area.clamp(min=0), torch.minimum(area1, area2))
     usable = _is_usable(boxes1) & _is_usable(boxes2) & ~apart
     return torch.where(usable, area, torch.zeros_like(area))
+
+
+def _squared_diagonal(boxes: Tensor) -> Tensor:
+    return boxes[:, 3:5].square().sum(1)
 
 
 def _is_usable(boxes: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""Pickles that hold arrays and plain containers, read without running anything else."""
+"""Pickles of arrays and plain containers: read without running anything else, written for every NumPy."""
 
 from __future__ import annotations
 
+import copyreg
 import pickle
 from collections.abc import Callable
 from importlib import import_module
@@ -20,6 +21,7 @@ _ALLOWED = {
     ("_codecs", "encode"),
     ("builtins", "set"),
     ("builtins", "frozenset"),
+    ("builtins", "bytes"),
     ("builtins", "bytearray"),
     ("builtins", "complex"),
 }
@@ -32,10 +34,31 @@ class RefusedPickleError(ValueError):
 
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        modern = module.replace("numpy.core", "numpy._core", 1)
+        modern = module.replace("numpy.core", "numpy._core", 1).replace("__builtin__", "builtins", 1)
         if (modern, name) not in _ALLOWED:
             raise RefusedPickleError(f"{module}.{name}")
         return getattr(import_module(modern.replace("numpy._core", _NUMPY_CORE, 1)), name)
+
+
+def _reduce(array: np.ndarray) -> tuple[type, tuple[tuple[int], str], Any]:
+    return np.ndarray, ((0,), "b"), array.__reduce__()[2]
+
+
+class _ArrayPickler(pickle.Pickler):
+    """Names ``numpy.ndarray`` alone, where NumPy itself names a module that moved in version 2."""
+
+    dispatch_table: Any = {**copyreg.dispatch_table, np.ndarray: _reduce}
+
+
+def dump_arrays(value: Any, path: Path) -> None:
+    """Write containers of arrays, numbers and strings so that NumPy 1 and NumPy 2 both read them.
+
+    Args:
+        value: NumPy scalars in it are better made plain numbers; they are readable by NumPy 1.26 and later only.
+        path: the file; it is replaced.
+    """
+    with path.open("wb") as file:
+        _ArrayPickler(file, protocol=4).dump(value)
 
 
 def load_arrays(path: Path) -> Any:

@@ -1,0 +1,27 @@
+"""What sees objects? The built-in engine's detectors, compatible with OpenPCDet's configurations and checkpoints."""
+
+from cakdp_ext.detectors.backbones_2d import BaseBEVBackbone
+from cakdp_ext.detectors.backbones_3d import BackboneFeatures, VoxelBackBone8x
+from cakdp_ext.detectors.build import build_detector
+from cakdp_ext.detectors.dense_heads import AnchorHeadSingle, AnchorHeadSingleIoU, HeadOutput
+from cakdp_ext.detectors.first_stage import FirstStage, FirstStageOutput
+from cakdp_ext.detectors.map_to_bev import HeightCompression
+from cakdp_ext.detectors.second import SECONDNet
+from cakdp_ext.detectors.voxel_features import MeanVFE
+from cakdp_ext.detectors.voxel_rcnn import VoxelRCNN
+
+__all__ = [
+    "AnchorHeadSingle",
+    "AnchorHeadSingleIoU",
+    "BackboneFeatures",
+    "BaseBEVBackbone",
+    "FirstStage",
+    "FirstStageOutput",
+    "HeadOutput",
+    "HeightCompression",
+    "MeanVFE",
+    "SECONDNet",
+    "VoxelBackBone8x",
+    "VoxelRCNN",
+    "build_detector",
+]

@@ -1,0 +1,139 @@
+"""Which predictions become detections?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from cakdp_ext import ops
+from cakdp_ext.refinement import IoURefinement, refine_scores
+from cakdp_ext.types import DensePredictions, Detections
+
+NMS_TYPES = {"nms_gpu": False, "nms_normal_gpu": True}
+"""OpenPCDet's names (its functions; the device does not matter here) -> whether headings are set aside."""
+
+
+@dataclass(frozen=True)
+class NMSConfig:
+    """Keys of POST_PROCESSING.NMS_CONFIG.
+
+    Attributes:
+        multi_classes_nms: each class by itself, so that a box may be found for several; else the best class counts.
+        nms_type: ``nms_gpu`` (rotated BEV IoU) or ``nms_normal_gpu`` (headings set aside).
+        nms_thresh: IoU above which the lower of two scores goes.
+        nms_pre_maxsize: how many of the highest scores are looked at, None for all.
+        nms_post_maxsize: how many may remain, None for all.
+    """
+
+    multi_classes_nms: bool = False
+    nms_type: str = "nms_gpu"
+    nms_thresh: float = 0.01
+    nms_pre_maxsize: int | None = 4096
+    nms_post_maxsize: int | None = 500
+
+    def __post_init__(self) -> None:
+        if self.nms_type not in NMS_TYPES:
+            raise ValueError(f"NMS_TYPE must be one of {', '.join(NMS_TYPES)}, got {self.nms_type!r}")
+
+    def keep(self, boxes: Tensor, scores: Tensor) -> Tensor:
+        """Give the indices ``(K,)`` that remain of ``boxes (N, 7)``, best first."""
+        run = partial(ops.nms, axis_aligned=NMS_TYPES[self.nms_type])
+        return run(boxes, scores, self.nms_thresh, pre_max=self.nms_pre_maxsize, post_max=self.nms_post_maxsize)
+
+
+@dataclass(frozen=True)
+class PostProcessingConfig:
+    """Keys of MODEL.POST_PROCESSING.
+
+    Attributes:
+        score_thresh: lowest score of a detection, None for no limit.
+        nms_config: how overlapping boxes are thinned out.
+        iou_refinement: what the IoU branch does; by default, its mask where there is a branch.
+        recall_thresh_list: IoUs at which the engine counts recalled objects.
+        eval_metric: which metric the engine computes.
+        output_raw_score: must be False: detections have scores in [0, 1].
+    """
+
+    score_thresh: float | None = 0.1
+    nms_config: NMSConfig = field(default_factory=NMSConfig)
+    iou_refinement: IoURefinement | None = None
+    recall_thresh_list: tuple[float, ...] = (0.3, 0.5, 0.7)
+    eval_metric: str = "kitti"
+    output_raw_score: bool = False
+
+    def __post_init__(self) -> None:
+        if self.output_raw_score:
+            raise ValueError("OUTPUT_RAW_SCORE must be False; detections have scores in [0, 1]")
+
+
+@torch.no_grad()
+def detect(predictions: DensePredictions, config: PostProcessingConfig) -> list[Detections]:
+    """Turn dense predictions into detections, frame by frame.
+
+    Args:
+        predictions: of B frames.
+        config: thresholds.
+
+    Returns:
+        B times what remains, best first; a frame in which nothing passes gives empty tensors.
+    """
+    found = []
+    for frame, logits in enumerate(predictions.cls_logits):
+        scores, keep = logits.sigmoid(), torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+        if predictions.iou_logits is not None:
+            settings = config.iou_refinement or IoURefinement()
+            scores, keep = refine_scores(scores, predictions.iou_logits[frame].sigmoid(), settings)
+        found.append(select(predictions.boxes[frame], scores, keep, config))
+    return found
+
+
+def select(boxes: Tensor, scores: Tensor, keep: Tensor, config: PostProcessingConfig) -> Detections:
+    """Apply score threshold and NMS to one frame.
+
+    Args:
+        boxes: ``(A, 7)``.
+        scores: ``(A, C)`` in [0, 1].
+        keep: ``(A,)`` bool, boxes that may be detections.
+        config: thresholds.
+
+    Returns:
+        What remains, best first.
+    """
+    if config.nms_config.multi_classes_nms:
+        columns = [(column, torch.full_like(keep, label, dtype=torch.int64)) for label, column in enumerate(scores.T)]
+    else:
+        best, labels = scores.max(dim=1)
+        columns = [(best, labels)]
+    parts = [select_labelled(boxes, column, labels, keep, config) for column, labels in columns]
+    merged = Detections(
+        torch.cat([part.boxes for part in parts]),
+        torch.cat([part.scores for part in parts]),
+        torch.cat([part.labels for part in parts]),
+    )
+    order = merged.scores.argsort(descending=True, stable=True)
+    return Detections(merged.boxes[order], merged.scores[order], merged.labels[order])
+
+
+def select_labelled(
+    boxes: Tensor, scores: Tensor, labels: Tensor, keep: Tensor, config: PostProcessingConfig
+) -> Detections:
+    """Apply score threshold and NMS to boxes of one score each, whatever their labels.
+
+    Args:
+        boxes: ``(A, 7)``.
+        scores: ``(A,)`` in [0, 1].
+        labels: ``(A,)`` int64, 0-based.
+        keep: ``(A,)`` bool, boxes that may be detections.
+        config: thresholds.
+
+    Returns:
+        What remains, best first.
+    """
+    if config.score_thresh is not None:
+        keep = keep & (scores >= config.score_thresh)
+    candidates = keep.nonzero().squeeze(1)
+    chosen = candidates[config.nms_config.keep(boxes[candidates], scores[candidates])]
+    return Detections(boxes[chosen], scores[chosen], labels[chosen])

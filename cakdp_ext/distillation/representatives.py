@@ -1,0 +1,82 @@
+"""Which of the student's predictions are taught: the paper's representative samples (RS)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from cakdp_ext import ops
+from cakdp_ext.distillation.config import DistillConfig
+from cakdp_ext.types import DensePredictions
+
+
+@dataclass(frozen=True)
+class Representatives:
+    """The samples of a batch that are taught, best first in each frame, padded to the K of the fullest frame.
+
+    Attributes:
+        indices: ``(B, K)`` int64, which of the A predictions; 0 where padded.
+        labels: ``(B, K)`` int64, the best class of each; 0 where padded.
+        valid: ``(B, K)`` bool, False where padded.
+    """
+
+    indices: Tensor
+    labels: Tensor
+    valid: Tensor
+
+
+@torch.no_grad()
+def select_representatives(predictions: DensePredictions, config: DistillConfig) -> Representatives:
+    """Select in every frame what rotated, class-agnostic NMS leaves of the predictions above the score threshold.
+
+    A sample's score is the sigmoid of its best class logit. No gradient flows.
+
+    Args:
+        predictions: of the student; ``boxes (B, A, 7)`` metres, radians, LiDAR frame.
+        config: thresholds and sizes.
+
+    Returns:
+        The representatives; K = 0 where no frame has one.
+
+    Raises:
+        FloatingPointError: for class logits that are not finite; they would drop out of the selection unseen.
+
+    Source:
+        CaKDP, Section 3.2, Fig. 3(b).
+    """
+    logits = predictions.cls_logits.detach()
+    check_finite(logits, "the student's class logits", "lower the learning rate, or look for a bad frame or batch norm")
+    best = logits.max(dim=2)
+    scores = best.values.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
+    kept = [_select_frame(*frame, config) for frame in zip(predictions.boxes.detach(), scores, strict=True)]
+    indices = pad_sequence(kept, batch_first=True)
+    counts = torch.tensor([len(keep) for keep in kept], device=indices.device)
+    valid = torch.arange(indices.shape[1], device=indices.device) < counts[:, None]
+    labels = best.indices.gather(1, indices).masked_fill(~valid, 0)
+    return Representatives(indices, labels, valid)
+
+
+def _select_frame(boxes: Tensor, scores: Tensor, config: DistillConfig) -> Tensor:
+    candidates = (scores > config.score_thresh).nonzero().squeeze(1)
+    keep = ops.nms(
+        boxes[candidates],
+        scores[candidates],
+        config.nms_thresh,
+        pre_max=config.nms_pre_maxsize,
+        post_max=config.nms_post_maxsize,
+    )
+    return candidates[keep]
+
+
+def check_finite(values: Tensor, name: str, advice: str) -> None:
+    """Refuse values that are not finite.
+
+    Raises:
+        FloatingPointError: saying how many there are and what to do.
+    """
+    num_bad = int((~values.isfinite()).sum())
+    if num_bad:
+        raise FloatingPointError(f"{num_bad} of {values.numel()} of {name} are NaN or infinite; {advice}")

@@ -1,0 +1,189 @@
+"""The whole way: score, plan, cut, distil, test, measure, report. Each stage goes on where its last run stopped."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from easydict import EasyDict
+from torch import nn
+
+from cakdp_ext import __version__
+from cakdp_ext.datasets import LidarDataset, collate
+from cakdp_ext.engine.build import channel_graph, distill_config, load_source_config, restore_student
+from cakdp_ext.engine.checkpoint import find_checkpoint
+from cakdp_ext.engine.data import build_split, evaluation_loader
+from cakdp_ext.engine.distributed import Workers, barrier
+from cakdp_ext.engine.evaluate import test_detector
+from cakdp_ext.engine.measure import cost_frames, measure_cost
+from cakdp_ext.engine.prune import make_plan, required_pruning, score, unpruned_student
+from cakdp_ext.engine.report import Birdview, BirdviewPanel, Report, ReportRow, console_table, render_report
+from cakdp_ext.engine.runs import LOG, RunFolder
+from cakdp_ext.engine.train import TrainRequest, train
+from cakdp_ext.pruning import apply_plan, load_plan
+from cakdp_ext.types import LidarGeometry, PruningPlan
+
+STUDENT = "student"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One row of the report: a detector and what to say about it."""
+
+    name: str
+    model: nn.Module
+    note: str = ""
+    is_shown: bool = True
+
+
+def compress(config: EasyDict, run: RunFolder, place: Workers, request: TrainRequest) -> Report | None:
+    """Run every stage that is not done yet and report on the result.
+
+    Args:
+        config: of ``load_config``, with ``MODEL.PRUNING``.
+        run: where scores, plan, checkpoints and the report go.
+        place: this process; scoring, measuring and writing are the first one's.
+        request: of the distilled training.
+
+    Returns:
+        The report, also in ``report.html`` and ``report.json`` of the run folder; None on other processes.
+
+    Raises:
+        ConfigError, CheckpointError: when teacher or student are missing or do not fit; the message says what to run.
+    """
+    _require_sources(config)
+    if place.is_main:
+        run.create(config.CONFIG_FILE)
+        _plan(config, run, Workers(0, 1, place.device), request.num_workers)
+    barrier()
+    plan = load_plan(required_pruning(config).plan or run.plan)
+    train(config, run, place, request)
+    dataset = build_split(config, str(config.DATA_CONFIG.DATA_SPLIT["test"]))
+    contestants = list(_contestants(config, run, plan, dataset.geometry))
+    rows = [_row(each, dataset, place, run, request.num_workers) for each in contestants]
+    if not place.is_main:
+        return None
+    report = Report(
+        title=f"{config.CONFIG_FILE}: {plan.keep_ratio:.0%} of the filters",
+        rows=tuple(rows),
+        class_names=tuple(config.CLASS_NAMES),
+        filters_per_layer={n: (len(plan.keep_indices[n]), total) for n, total in plan.num_filters.items()},
+        birdviews=(_birdview(dataset, [c for c in contestants if c.is_shown], place),),
+        settings=_settings(config),
+        environment=_environment(place),
+        reference=STUDENT,
+        result=rows[-1].name,
+        headline_metrics=tuple(f"{name}_3d/moderate_R40" for name in config.CLASS_NAMES),
+    )
+    render_report(report, run.path)
+    LOG.info("\n%s\nreport in %s", console_table(report.rows, report.headline_metrics), run.path / "report.html")
+    return report
+
+
+def _require_sources(config: EasyDict) -> None:
+    """Look at every file that a later stage needs before the first one spends hours."""
+    sources = [required_pruning(config).student]
+    distill = distill_config(config)
+    if distill is not None:
+        sources.append(distill.teacher)  # type: ignore[arg-type]
+    for source in sources:
+        load_source_config(source, config.CONFIG_FILE)
+        find_checkpoint(source.ckpt)
+
+
+def _plan(config: EasyDict, run: RunFolder, place: Workers, num_workers: int) -> None:
+    pruning = required_pruning(config)
+    if pruning.plan or run.plan.is_file():
+        LOG.info("pruning plan: %s", pruning.plan or run.plan)
+        return
+    if not pruning.scores:
+        score(config, run, place, num_workers)
+    make_plan(config, run)
+
+
+def _contestants(
+    config: EasyDict, run: RunFolder, plan: PruningPlan, geometry: LidarGeometry
+) -> Iterator[Contestant]:
+    """Teacher, student, the cut alone, and the trained cut before and after its IoU mask."""
+    distill = distill_config(config)
+    if distill is not None:
+        teacher = load_source_config(distill.teacher, config.CONFIG_FILE)
+        name = teacher.MODEL.NAME
+        yield Contestant("teacher", restore_student(teacher, geometry, distill.teacher.ckpt).model, name, False)
+    student = unpruned_student(config, geometry)
+    yield Contestant(STUDENT, student, "before the cut")
+    yield Contestant("pruned", apply_plan(student, plan, channel_graph(student, geometry)), "not trained again", False)
+    trained = "pruned + distilled" if distill is not None else "pruned + trained"
+    ckpt = run.checkpoints()[-1]
+    refinement = config.MODEL.POST_PROCESSING.get("IOU_REFINEMENT", {}).get("MODE", "none")
+    plain = deepcopy(config)
+    if refinement != "none":
+        plain.MODEL.POST_PROCESSING.IOU_REFINEMENT.MODE = "none"
+    yield Contestant(trained, restore_student(plain, geometry, ckpt).model, f"{ckpt.stem}")
+    if refinement != "none":
+        yield Contestant(f"{trained} + IoU {refinement}", restore_student(config, geometry, ckpt).model, "the result")
+
+
+def _row(each: Contestant, dataset: LidarDataset, place: Workers, run: RunFolder, num_workers: int) -> ReportRow:
+    model = each.model.to(place.device)
+    loader = evaluation_loader(dataset, place, batch_size=1, num_workers=num_workers)
+    folder = run.path / "eval" / "report" / each.name.replace(" ", "_")
+    result = test_detector(model, dataset, loader, place, folder, f"test {each.name}", quiet=True)
+    cost = measure_cost(model, cost_frames(dataset, place.device))
+    shown = {k: v for k, v in result.evaluation.metrics.items() if k.endswith("_R40") and not k.startswith("mAP")}
+    return ReportRow(
+        name=each.name,
+        params=cost.params,
+        macs=cost.macs,
+        latency_p50_ms=cost.latency.p50,
+        latency_p90_ms=cost.latency.p90,
+        peak_memory_mb=None if cost.memory is None else cost.memory / 2**20,
+        ap={key: value for key, value in shown.items() if "_3d/" in key or "_bev/" in key},
+        note=each.note,
+    )
+
+
+def _birdview(dataset: LidarDataset, contestants: Sequence[Contestant], place: Workers) -> Birdview:
+    """The frame with the most labelled objects, as each shown detector sees it."""
+    names = [np.isin(truth["name"], dataset.class_names).sum() for truth in dataset.ground_truth()]
+    frame = dataset[int(np.argmax(names))]
+    batch = collate([frame]).to(place.device)
+    panels = []
+    for each in contestants:
+        with torch.inference_mode():
+            found = each.model.eval()(batch)[0].to("cpu")
+        panels.append(BirdviewPanel(each.name, found.boxes.numpy(), found.scores.numpy(), found.labels.numpy()))
+    low_x, low_y, _, high_x, high_y, _ = dataset.geometry.point_cloud_range
+    points = frame.voxels.reshape(-1, frame.voxels.shape[-1])[:, :3]
+    return Birdview(
+        title=f"frame {frame.frame_id}",
+        points=points[np.any(points != 0, axis=1)],
+        gt_boxes=frame.gt_boxes,
+        panels=tuple(panels),
+        extent=(low_x, low_y, high_x, high_y),
+    )
+
+
+def _settings(config: EasyDict) -> str:
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return yaml.safe_dump(plain(config), sort_keys=False)
+
+
+def _environment(place: Workers) -> dict[str, str]:
+    device = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else platform.processor() or "CPU"
+    return {
+        "cakdp_ext": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": f"{device}, {torch.get_num_threads()} threads" if place.device.type == "cpu" else device,
+    }

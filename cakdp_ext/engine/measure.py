@@ -1,0 +1,67 @@
+"""What a detector costs: parameters, multiply-accumulates, latency, memory, on frames of the data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
+
+import numpy as np
+import torch
+from torch import nn
+
+from cakdp_ext.datasets import LidarDataset, collate
+from cakdp_ext.pruning import LatencyStats, count_macs, count_parameters, measure_latency, peak_memory
+from cakdp_ext.types import Batch
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one frame costs.
+
+    Attributes:
+        params: trainable parameters.
+        macs: multiply-accumulates, mean over the frames.
+        latency: milliseconds from voxels to detections, one frame at a time.
+        memory: bytes at the peak of a forward, of the process on CPU, of the device on CUDA; None where unknown.
+    """
+
+    params: int
+    macs: float
+    latency: LatencyStats
+    memory: int | None
+
+
+def cost_frames(dataset: LidarDataset, device: torch.device, count: int = 8) -> list[Batch]:
+    """Up to ``count`` evenly spaced frames, one a batch."""
+    indices = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))
+    return [collate([dataset[int(i)]]).to(device) for i in indices]
+
+
+def measure_cost(model: nn.Module, frames: Sequence[Batch]) -> Cost:
+    """Measure a detector in eval mode.
+
+    Args:
+        model: on the frames' device.
+        frames: batches of one frame each, at least one.
+
+    Raises:
+        ValueError: without frames.
+    """
+    if not frames:
+        raise ValueError("cost is measured on frames, got none")
+    model.eval()
+    device = frames[0].voxels.device
+    turns = cycle(frames)
+    with torch.inference_mode():
+        macs = [count_macs(partial(_call, batch=batch), model).total for batch in frames]
+        with peak_memory(device) as peak:
+            latency = measure_latency(
+                lambda: model(next(turns)), warmup=2, iterations=max(2 * len(frames), 10), device=device
+            )
+    return Cost(count_parameters(model), float(np.mean(macs)), latency, peak.num_bytes)
+
+
+def _call(model: nn.Module, batch: Batch) -> None:
+    model(batch)

@@ -1,0 +1,136 @@
+"""The figures of a report in words: columns, best values, headline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cakdp_ext.engine.report.content import Report, ReportRow
+
+MISSING = "–"
+HEADLINE_ENDING = "_3d/moderate_R40"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of figures.
+
+    Attributes:
+        title: with its unit.
+        value: reads it from a row, in the unit of the title.
+        digits: after the point.
+        is_cost: the lowest value is the best, not the highest.
+    """
+
+    title: str
+    value: Callable[[ReportRow], float | None]
+    digits: int = 1
+    is_cost: bool = True
+
+    def text(self, row: ReportRow) -> str:
+        """Give the figure as text, an en dash where it is missing."""
+        value = known(self.value(row))
+        return MISSING if value is None else f"{value:,.{self.digits}f}"
+
+    def best(self, rows: Sequence[ReportRow]) -> str | None:
+        """Give the text of the best figure; None where there is nothing to choose from."""
+        values = [value for row in rows if (value := known(self.value(row))) is not None]
+        texts = {self.text(row) for row in rows} - {MISSING}
+        if len(texts) < 2:
+            return None
+        return f"{(min if self.is_cost else max)(values):,.{self.digits}f}"
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One figure that matters, e.g. ``3.1x`` ``smaller`` ``5.33 M -> 1.72 M parameters``."""
+
+    figure: str
+    meaning: str
+    detail: str
+
+
+def known(value: float | None) -> float | None:
+    """Give a finite value, None for everything else."""
+    return None if value is None or not math.isfinite(value) else value
+
+
+def scaled(value: float | None, unit: float) -> float | None:
+    """Divide by a unit, None staying None."""
+    return None if value is None else value / unit
+
+
+def headline_metrics(rows: Sequence[ReportRow], chosen: Sequence[str] = ()) -> tuple[str, ...]:
+    """Give the metrics that stand in the main table, as described at ``Report.headline_metrics``."""
+    if chosen:
+        return tuple(chosen)
+    metrics = all_metrics(rows)
+    return tuple(name for name in metrics if name.endswith(HEADLINE_ENDING)) or metrics
+
+
+def all_metrics(rows: Sequence[ReportRow]) -> tuple[str, ...]:
+    """Give every metric of any row, in the order of first appearance."""
+    return tuple(dict.fromkeys(name for row in rows for name in row.ap))
+
+
+def mean_ap(row: ReportRow, metrics: Sequence[str]) -> float | None:
+    """Average the metrics; None unless the row has them all."""
+    values = [value for name in metrics if (value := known(row.ap.get(name))) is not None]
+    return sum(values) / len(values) if values and len(values) == len(metrics) else None
+
+
+def ap_column(metric: str, title: str) -> Column:
+    """Make the column of one AP metric."""
+    return Column(title, lambda row: row.ap.get(metric), 2, is_cost=False)
+
+
+def main_columns(metrics: Sequence[str]) -> list[Column]:
+    """Give the columns of the main table: costs, the headline metrics, their mean."""
+    shared = HEADLINE_ENDING if all(name.endswith(HEADLINE_ENDING) for name in metrics) else ""
+    columns = [
+        Column("Params [M]", lambda row: scaled(row.params, 1e6), 2),
+        Column("MACs [G]", lambda row: scaled(row.macs, 1e9)),
+        Column("p50 [ms]", lambda row: row.latency_p50_ms),
+        Column("p90 [ms]", lambda row: row.latency_p90_ms),
+        Column("Memory [MB]", lambda row: row.peak_memory_mb, 0),
+        *(ap_column(name, name.removesuffix(shared)) for name in metrics),
+    ]
+    if len(metrics) > 1:
+        columns.append(Column("Mean AP", lambda row: mean_ap(row, metrics), 2, is_cost=False))
+    return columns
+
+
+def headlines(report: Report) -> list[Headline]:
+    """Compare the result with the reference; figures that one of them lacks are left out, all for a single row."""
+    if len(report.rows) < 2:
+        return []
+    reference = report.find_row(report.reference or report.rows[0].name)
+    result = report.find_row(report.result or report.rows[-1].name)
+    metrics = headline_metrics(report.rows, report.headline_metrics)
+    found = [
+        _ratio(reference.params, result.params, ("smaller", "larger"), (1e6, 2, "M parameters")),
+        _ratio(reference.macs, result.macs, ("fewer MACs", "more MACs"), (1e9, 1, "G a frame")),
+        _ratio(reference.latency_p50_ms, result.latency_p50_ms, ("faster", "slower"), (1.0, 1, "ms, median")),
+        _change(mean_ap(reference, metrics), mean_ap(result, metrics), len(metrics)),
+    ]
+    return [headline for headline in found if headline is not None]
+
+
+def _ratio(
+    before: float | None, after: float | None, words: tuple[str, str], unit: tuple[float, int, str]
+) -> Headline | None:
+    before, after = known(before), known(after)
+    if not before or not after:
+        return None
+    factor = before / after
+    size, digits, name = unit
+    detail = f"{before / size:,.{digits}f} → {after / size:,.{digits}f} {name}"
+    return Headline(f"{max(factor, 1 / factor):.1f}×", words[0] if factor >= 1 else words[1], detail)
+
+
+def _change(before: float | None, after: float | None, num_metrics: int) -> Headline | None:
+    if before is None or after is None:
+        return None
+    meaning, kind = ("AP", "") if num_metrics == 1 else ("mean AP", f", mean of {num_metrics}")
+    return Headline(f"{after - before:+.2f}".replace("-", "−"), meaning, f"{before:.2f} → {after:.2f} percent{kind}")

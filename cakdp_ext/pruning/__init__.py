@@ -1,0 +1,74 @@
+"""Which filters go?
+
+==================  ==================================================================================
+question            answer
+==================  ==================================================================================
+what feeds what     ``trace_channels`` -> ``ChannelGraph`` (layers, groups, what is pinned and why)
+what matters        ``score_filters`` -> ``FilterScores``; ``import_score_table`` reads the authors' tables
+what stays          ``plan_from_scores`` -> ``PruningPlan``; ``PruningConfig`` is MODEL.PRUNING
+the cut             ``apply_plan`` (a new network), ``apply_plan_`` (in place), ``masked`` (as if cut)
+on disk             ``save_scores``, ``load_scores``, ``save_plan``, ``load_plan``, ``plan_to_dict``, ``plan_from_dict``
+what belongs        ``model_fingerprint`` (weights), ``architecture_fingerprint`` (names and shapes)
+what it costs       ``count_parameters``, ``count_macs``, ``measure_latency``, ``peak_memory``
+==================  ==================================================================================
+
+The folder knows no detector and no engine: it works on any network of convolutions (dense or spconv), linear layers,
+norms and activations. Whoever calls says how to run it.
+"""
+
+from cakdp_ext.pruning.artefacts import (
+    architecture_fingerprint,
+    import_score_table,
+    load_plan,
+    load_scores,
+    model_fingerprint,
+    plan_from_dict,
+    plan_to_dict,
+    save_plan,
+    save_scores,
+)
+from cakdp_ext.pruning.cost import (
+    LatencyStats,
+    MacCount,
+    MemoryPeak,
+    count_macs,
+    count_parameters,
+    measure_latency,
+    peak_memory,
+)
+from cakdp_ext.pruning.graph import DEFAULT_SCOPE, ChannelGraph, Filter, ProducerLayer, Slot, trace_channels
+from cakdp_ext.pruning.plan import PruningConfig, plan_from_scores
+from cakdp_ext.pruning.score import score_filters
+from cakdp_ext.pruning.surgery import apply_plan, apply_plan_, masked, removed_filters
+
+__all__ = [
+    "DEFAULT_SCOPE",
+    "ChannelGraph",
+    "Filter",
+    "LatencyStats",
+    "MacCount",
+    "MemoryPeak",
+    "ProducerLayer",
+    "PruningConfig",
+    "Slot",
+    "apply_plan",
+    "apply_plan_",
+    "architecture_fingerprint",
+    "count_macs",
+    "count_parameters",
+    "import_score_table",
+    "load_plan",
+    "load_scores",
+    "masked",
+    "measure_latency",
+    "model_fingerprint",
+    "peak_memory",
+    "plan_from_dict",
+    "plan_from_scores",
+    "plan_to_dict",
+    "removed_filters",
+    "save_plan",
+    "save_scores",
+    "score_filters",
+    "trace_channels",
+]

@@ -1,0 +1,154 @@
+"""What must be known of a layer to cut it: where its filters and input channels lie, and how to watch it run.
+
+spconv is recognised by its attributes, so nothing here imports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.dropout import _DropoutNd
+
+POINTWISE = (
+    nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
+    nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, _DropoutNd,
+)  # fmt: skip
+"""Modules that treat every value for itself: a channel that goes in is the channel that comes out."""
+
+_MIXING = (nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.Softmax, nn.LogSoftmax, _NormBase)
+
+
+def is_sparse_conv(module: nn.Module) -> bool:
+    """Tell whether a module is one of spconv's convolutions."""
+    return hasattr(module, "subm") and hasattr(module, "indice_key") and hasattr(module, "weight")
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Tell whether a module makes output channels out of all input channels: convolutions and linear layers."""
+    return isinstance(module, (_ConvNd, nn.Linear)) or is_sparse_conv(module)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Tell whether a module normalises every channel for itself, with one set of statistics a channel."""
+    return isinstance(module, _BatchNorm)
+
+
+def is_mixing(module: nn.Module) -> bool:
+    """Tell whether a module without children may blend channels in a way that surgery does not know."""
+    is_known = is_convolution(module) or is_norm(module) or isinstance(module, POINTWISE)
+    if is_known or next(module.children(), None) is not None:
+        return False
+    return isinstance(module, _MIXING) or next(module.parameters(recurse=False), None) is not None
+
+
+def is_grouped(module: nn.Module) -> bool:
+    """Tell whether a convolution connects only parts of its channels with each other."""
+    return int(getattr(module, "groups", 1)) > 1
+
+
+def num_filters(module: nn.Module) -> int:
+    """Output channels of a convolution or linear layer."""
+    return int(module.out_features if isinstance(module, nn.Linear) else module.out_channels)  # type: ignore[arg-type]
+
+
+def num_inputs(module: nn.Module) -> int:
+    """Input channels of a convolution, a linear layer or a norm."""
+    names = ("in_features", "in_channels", "num_features")
+    return int(next(getattr(module, name) for name in names if hasattr(module, name)))
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of a convolution or linear layer."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return weight
+
+
+def filter_axis(module: nn.Module) -> int:
+    """Axis of ``weight`` that counts filters: 1 for dense transposed convolutions, else 0."""
+    return 1 if isinstance(module, _ConvTransposeNd) else 0
+
+
+def input_axis(module: nn.Module) -> int:
+    """Axis of ``weight`` that counts input channels; spconv keeps it last, ``(C_out, kz, ky, kx, C_in)``."""
+    if is_sparse_conv(module):
+        return weight_of(module).ndim - 1
+    return 0 if isinstance(module, _ConvTransposeNd) else 1
+
+
+def channel_axis(module: nn.Module, values: Tensor) -> int:
+    """Axis of a layer's input or output values that counts channels.
+
+    Args:
+        module: convolution, linear layer or norm.
+        values: ``(V, C)`` features of a sparse tensor, ``(..., C)`` of a linear layer, else channels first, with or
+            without a batch axis in front.
+    """
+    if isinstance(module, nn.Linear):
+        return values.ndim - 1
+    if isinstance(module, _ConvNd):
+        return values.ndim - 1 - len(module.kernel_size)
+    return 1
+
+
+def values_of(value: Any) -> Tensor:
+    """Give a tensor as it is, and of a sparse tensor its ``(V, C)`` features."""
+    return value if isinstance(value, Tensor) else value.features
+
+
+def with_values(value: Any, values: Tensor) -> Any:
+    """Give ``value`` with other values: the tensor itself, or a sparse tensor with other features."""
+    return values if isinstance(value, Tensor) else value.replace_feature(values)
+
+
+def is_tensor_like(value: Any) -> bool:
+    """Tell whether a value is a tensor or a sparse tensor."""
+    return isinstance(value, Tensor) or hasattr(value, "replace_feature")
+
+
+def without_channels(module: nn.Module, value: Any, channels: Tensor) -> Any:
+    """Copy a layer's input or output with some channels set to zero.
+
+    Args:
+        module: the layer.
+        value: tensor or sparse tensor.
+        channels: ``(n,)`` int64, on the value's device.
+    """
+    values = values_of(value)
+    return with_values(value, values.index_fill(channel_axis(module, values), channels, 0))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Hold a network in eval mode without gradients, then give every module its own mode back.
+
+    Gradients are off by ``no_grad``, not by inference mode: what a network caches on the way stays fit for training.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Let modules run other functions in place of their ``forward``, then put everything back."""
+    own = {module: module.__dict__["forward"] for module in forwards if "forward" in module.__dict__}
+    try:
+        for module, forward in forwards.items():
+            module.__dict__["forward"] = forward
+        yield
+    finally:
+        for module in forwards:
+            module.__dict__.pop("forward", None)
+        for module, forward in own.items():
+            module.__dict__["forward"] = forward

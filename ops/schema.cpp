@@ -1,0 +1,19 @@
+// What the native ops are called and take; kernels register themselves for their device.
+#include <Python.h>
+#include <torch/library.h>
+
+TORCH_LIBRARY(cakdp, m) {
+    m.def("boxes_overlap_bev(Tensor boxes1, Tensor boxes2) -> Tensor");
+    m.def("boxes_overlap_bev_aligned(Tensor boxes1, Tensor boxes2) -> Tensor");
+    m.def("nms_sorted(Tensor boxes, float iou_threshold, bool axis_aligned, int post_max) -> Tensor");
+    m.def("points_in_boxes(Tensor points, Tensor boxes) -> Tensor");
+    m.def(
+        "voxel_query(Tensor queries, Tensor query_xyz, Tensor voxel_coords, Tensor voxel_xyz, int[3] spatial_shape, "
+        "int batch_size, int[3] ranges, float radius, int num_samples) -> (Tensor index, Tensor empty)");
+}
+
+// An empty module: importing it loads this library, and loading it registers the ops.
+PyMODINIT_FUNC PyInit__C() {
+    static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", "Native ops of cakdp_ext.", -1, nullptr};
+    return PyModule_Create(&definition);
+}

@@ -1,0 +1,92 @@
+"""Build the native ops, ``cakdp_ext._C``, where PyTorch and a C++ compiler are at hand; pyproject.toml says the rest.
+
+CAKDP_BUILD=auto (default) installs without native ops where they cannot be built, 1 makes that an error, 0 skips them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.errors import BaseError, CCompilerError
+
+try:
+    from torch.__config__ import parallel_info
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+except ImportError:
+    BuildExtension = None
+
+SWITCH = "CAKDP_BUILD"
+BUILD_FAILURES = (BaseError, CCompilerError, RuntimeError, OSError, subprocess.CalledProcessError)
+
+
+def read_switch() -> str:
+    """Return ``auto``, ``0`` or ``1``."""
+    value = os.environ.get(SWITCH, "auto")
+    if value not in ("auto", "0", "1"):
+        raise SystemExit(f"{SWITCH} must be auto, 0 or 1, got {value!r}")
+    if SWITCH in os.environ:
+        print(f"cakdp-ext: {SWITCH}={value}")
+    return value
+
+
+def missing() -> str:
+    """Name what the build lacks; nothing where it lacks nothing."""
+    if BuildExtension is None:
+        return "PyTorch cannot be imported here (install it first and give pip --no-build-isolation)"
+    compilers = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++", "cl"]
+    if not any(map(shutil.which, compilers)):
+        return f"there is no C++ compiler ({', '.join(compilers)})"
+    return ""
+
+
+def native_ops(optional: bool) -> CppExtension:
+    """Describe the extension; OpenMP comes from PyTorch's own library, so that thread counts are PyTorch's."""
+    flags = ["/O2"] if sys.platform == "win32" else ["-O3", "-Wall"]
+    if sys.platform == "linux" and "parallel backend: OpenMP" in parallel_info():
+        flags.append("-fopenmp")
+    root = Path(__file__).resolve().parent
+    return CppExtension(
+        "cakdp_ext._C",
+        sources=["ops/schema.cpp", *(f"ops/cpu/{path.name}" for path in sorted((root / "ops/cpu").glob("*.cpp")))],
+        depends=[str(path.relative_to(root)) for path in sorted((root / "ops").glob("*/*.h"))],
+        include_dirs=[str(root / "ops/include"), str(root / "ops/cpu")],
+        extra_compile_args={"cxx": flags},
+        optional=optional,
+    )
+
+
+def build_command() -> type:
+    """Return the build command; whatever goes wrong in it, an optional extension is then left out."""
+
+    class Build(BuildExtension):
+        def build_extensions(self) -> None:
+            try:
+                super().build_extensions()
+            except BUILD_FAILURES as error:
+                if not all(extension.optional for extension in self.extensions):
+                    raise
+                print(f"cakdp-ext: {error}")
+                print(f"cakdp-ext: installing without native ops, their build failed; {SWITCH}=1 makes that an error")
+
+    return Build
+
+
+def main() -> None:
+    """Install, with native ops if they are wanted and possible."""
+    switch = read_switch()
+    lacks = f"{SWITCH}=0" if switch == "0" else missing()
+    if lacks and switch == "1":
+        raise SystemExit(f"cakdp-ext: {SWITCH}=1, but {lacks}")
+    if lacks:
+        print(f"cakdp-ext: installing without native ops, {lacks}; the PyTorch references run instead")
+        setup()
+        return
+    setup(ext_modules=[native_ops(optional=switch == "auto")], cmdclass={"build_ext": build_command()})
+
+
+main()

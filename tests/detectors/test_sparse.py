@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from cakdp_ext.detectors import sparse
+from cakdp_ext.detectors.sparse import SparseBlock, VoxelBatchNorm1d, conv_block, convolve_nothing, spconv
+
+SHAPE = [7, 6, 5]
+
+
+def sparse_tensor(count: int, channels: int = 3, requires_grad: bool = False):
+    random = torch.Generator().manual_seed(count)
+    cells = torch.stack([torch.randint(0, size, (count,), generator=random) for size in (2, *SHAPE)], dim=1)
+    coords = cells.unique(dim=0).int()
+    features = torch.randn(len(coords), channels, generator=random).requires_grad_(requires_grad)
+    return spconv.SparseConvTensor(features, coords, SHAPE, 2)
+
+
+def dense_weight(conv) -> torch.Tensor:
+    return conv.weight.permute(0, 4, 1, 2, 3)
+
+
+def at_voxels(dense: torch.Tensor, coords: torch.Tensor) -> torch.Tensor:
+    frame, z, y, x = coords.long().unbind(1)
+    return dense[frame, :, z, y, x]
+
+
+def to_dense(tensor) -> torch.Tensor:
+    frame, z, y, x = tensor.indices.long().unbind(1)
+    dense = tensor.features.new_zeros(2, *tensor.spatial_shape, tensor.features.shape[1])
+    return dense.index_put((frame, z, y, x), tensor.features).permute(0, 4, 1, 2, 3)
+
+
+def test_missing_spconv_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "spconv", None)
+    monkeypatch.setitem(sys.modules, "spconv.pytorch", None)
+    with pytest.raises(ImportError, match=r"pip install spconv==2\.3\.8 \(CPU\) or spconv-cu12x"):
+        sparse.load_spconv()
+
+
+def test_curing_twice_changes_nothing():
+    from spconv.pytorch import conv, ops
+
+    before = ops.get_current_stream, conv.SparseConvolutionBase._conv_forward
+    sparse.cure_cpu_faults()
+    assert (ops.get_current_stream, conv.SparseConvolutionBase._conv_forward) == before
+
+
+@pytest.mark.parametrize(("is_running", "expected"), [(False, 0), (True, 77)])
+def test_stream_is_asked_for_only_while_cuda_runs(monkeypatch, is_running, expected):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: is_running)
+    assert sparse._stream_or_zero(lambda: 77)() == expected
+
+
+def test_convolution_of_cuda_features_is_left_as_it_was():
+    class CudaFeatures:
+        is_cuda = True
+
+    class Input:
+        features = CudaFeatures()
+
+    class Conv:
+        algo = "chosen for CUDA"
+
+    calls = []
+    forward = sparse._conv_forward_on_any_device(lambda self, *args, **kw: calls.append((self.algo, args, kw)))
+    given = Input()
+    forward(Conv(), False, given, "weight", "bias", None, name="conv")
+    assert calls == [("chosen for CUDA", (False, given, "weight", "bias", None), {"name": "conv"})]
+
+
+def test_eval_convolution_with_bias_on_cpu_adds_the_bias():
+    tensor = sparse_tensor(60)
+    conv = spconv.SubMConv3d(3, 4, 3, padding=1, bias=True, indice_key="a").eval()
+    with torch.no_grad():
+        dense = F.conv3d(to_dense(tensor), dense_weight(conv), conv.bias, padding=1)
+        torch.testing.assert_close(conv(tensor).features, at_voxels(dense, tensor.indices), rtol=1e-4, atol=1e-5)
+
+
+def test_convolution_made_for_cuda_runs_on_cpu_and_keeps_its_choice():
+    tensor = sparse_tensor(60)
+    conv = spconv.SubMConv3d(3, 4, 3, padding=1, bias=False, indice_key="a").eval()
+    with torch.no_grad():
+        expected = conv(tensor).features
+        conv.algo = spconv.ConvAlgo.MaskImplicitGemm
+        torch.testing.assert_close(conv(sparse_tensor(60)).features, expected)
+    assert conv.algo == spconv.ConvAlgo.MaskImplicitGemm
+
+
+@pytest.mark.parametrize("is_strided", [False, True])
+def test_backward_on_cpu_agrees_with_a_dense_convolution(is_strided):
+    tensor = sparse_tensor(60, requires_grad=True)
+    kind, stride = (spconv.SparseConv3d, 2) if is_strided else (spconv.SubMConv3d, 1)
+    conv = kind(3, 4, 3, stride=stride, padding=1, bias=False, indice_key="a")
+    out = conv(tensor)
+    factors = torch.randn_like(out.features)
+    (out.features * factors).sum().backward()
+
+    features, weight = tensor.features.detach().clone().requires_grad_(), conv.weight.detach().clone().requires_grad_()
+    dense = F.conv3d(
+        to_dense(tensor.replace_feature(features)), weight.permute(0, 4, 1, 2, 3), stride=stride, padding=1
+    )
+    (at_voxels(dense, out.indices) * factors).sum().backward()
+    torch.testing.assert_close(conv.weight.grad, weight.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(tensor.features.grad, features.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_voxels_leave_the_running_statistics_alone(count):
+    norm = VoxelBatchNorm1d(3).train()
+    norm.running_mean += 2.0
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    out = norm(torch.full((count, 3), 5.0))
+    out.sum().backward()
+    torch.testing.assert_close(out, torch.full((count, 3), 3.0), rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+    torch.testing.assert_close(norm.bias.grad, torch.full((3,), float(count)))
+
+
+def test_two_voxels_are_normalised_as_by_torch():
+    features = torch.randn(9, 3)
+    ours, theirs = VoxelBatchNorm1d(3), nn.BatchNorm1d(3)
+    torch.testing.assert_close(ours(features), theirs(features))
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+
+
+@pytest.mark.parametrize("is_strided", [False, True])
+def test_convolving_nothing_gives_the_shape_of_convolving_something(is_strided):
+    kind, stride = (spconv.SparseConv3d, (2, 1, 2)) if is_strided else (spconv.SubMConv3d, 1)
+    conv = kind(3, 4, 3, stride=stride, padding=(0, 1, 1), bias=False, indice_key="a")
+    nothing, something = convolve_nothing(conv, sparse_tensor(0)), conv(sparse_tensor(60))
+    assert list(nothing.spatial_shape) == list(something.spatial_shape)
+    assert nothing.features.shape == (0, 4)
+    assert nothing.indices.shape == (0, 4)
+
+
+def test_a_block_without_voxels_keeps_every_parameter_in_the_graph():
+    block = conv_block(spconv.SparseConv3d(3, 4, 3, bias=False, indice_key="a"), VoxelBatchNorm1d)
+    block(sparse_tensor(0)).features.sum().backward()
+    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in block.parameters())
+
+
+def test_a_block_whose_voxels_all_fall_off_the_grid_keeps_its_norm_in_the_graph():
+    """A stride-2 kernel of 3 without padding never reads the last of 6 layers."""
+    block = conv_block(spconv.SparseConv3d(3, 4, 3, stride=2, bias=False, indice_key="a"), VoxelBatchNorm1d)
+    last_layer = torch.tensor([[0, 5, 2, 2], [1, 5, 3, 3]], dtype=torch.int32)
+    out = block(spconv.SparseConvTensor(torch.ones(2, 3, requires_grad=True), last_layer, [6, 7, 7], 2))
+    out.features.sum().backward()
+    assert out.features.shape == (0, 4)
+    assert all(p.grad is not None for p in block.parameters())
+
+
+def test_a_block_is_convolution_norm_and_relu_one_after_the_other():
+    conv = spconv.SubMConv3d(3, 4, 3, padding=1, bias=False, indice_key="a")
+    block = SparseBlock(conv, nn.BatchNorm1d(4), nn.ReLU()).eval()
+    with torch.no_grad():
+        expected = F.batch_norm(conv(sparse_tensor(40)).features, torch.zeros(4), torch.ones(4)).relu()
+        torch.testing.assert_close(block(sparse_tensor(40)).features, expected)

@@ -1,0 +1,99 @@
+import math
+
+import pytest
+import torch
+from shapely import affinity
+from shapely.geometry import box as rectangle
+from torch import nn
+
+from cakdp_ext.config import ModelSource
+from cakdp_ext.distillation import DistillConfig
+from cakdp_ext.types import DensePredictions, EncodedScene, PredictionSites
+
+
+@pytest.fixture
+def make_config():
+    return lambda **changes: DistillConfig(ModelSource("teacher.yaml", "teacher.pth"), **changes)
+
+
+@pytest.fixture
+def make_boxes():
+    def make(*shape, seed=0, spread=12.0):
+        generator = torch.Generator().manual_seed(seed)
+        centers = (torch.rand(*shape, 3, generator=generator) - 0.5) * torch.tensor([spread, spread, 1.0])
+        sizes = 1.5 + 3.0 * torch.rand(*shape, 3, generator=generator)
+        headings = (torch.rand(*shape, 1, generator=generator) - 0.5) * 6.0
+        return torch.cat([centers, sizes, headings], dim=-1)
+
+    return make
+
+
+@pytest.fixture
+def make_sites(make_boxes):
+    def make(num_anchors, num_classes=3, seed=0):
+        anchors = make_boxes(num_anchors, seed=seed)
+        return PredictionSites(anchors[:, :2], anchors, stride=8, num_classes=num_classes)
+
+    return make
+
+
+def footprint(box):
+    x, y, _, dx, dy, _, heading = box
+    return affinity.rotate(rectangle(x - dx / 2, y - dy / 2, x + dx / 2, y + dy / 2), math.degrees(heading))
+
+
+def greedy_nms(boxes, scores, candidates, threshold):
+    shapes, keep = [footprint(box) for box in boxes], []
+    for index in sorted(candidates, key=lambda i: -scores[i]):
+        overlaps = [shapes[index].intersection(shapes[k]).area / shapes[index].union(shapes[k]).area for k in keep]
+        if all(overlap <= threshold for overlap in overlaps):
+            keep.append(index)
+    return keep
+
+
+@pytest.fixture
+def slow_representatives():
+    """Select by the rule, one frame after the other, with polygons."""
+
+    def select(predictions, config):
+        chosen = []
+        for boxes, logits in zip(predictions.boxes.tolist(), predictions.cls_logits.tolist(), strict=True):
+            scores = [1 / (1 + math.exp(-max(row))) for row in logits]
+            candidates = [i for i, score in enumerate(scores) if score > config.score_thresh]
+            candidates = sorted(candidates, key=lambda i: -scores[i])[: config.nms_pre_maxsize]
+            keep = greedy_nms(boxes, scores, candidates, config.nms_thresh)[: config.nms_post_maxsize]
+            chosen.append([(i, logits[i].index(max(logits[i]))) for i in keep])
+        return chosen
+
+    return select
+
+
+class FakeTeacher(nn.Module):
+    """A two-stage detector whose second stage judges a RoI by a linear map of its box."""
+
+    def __init__(self, sites, boxes, num_outputs=1):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(7)
+        self.head = nn.Linear(7, num_outputs)
+        self.fixed_sites, self.boxes, self.asked = sites, boxes, []
+
+    @property
+    def sites(self):
+        return self.fixed_sites
+
+    def encode(self, batch):
+        logits = self.head(self.norm(self.boxes.flatten(0, 1))).view(*self.boxes.shape[:2], -1)
+        return EncodedScene(DensePredictions(logits, self.boxes), features=None)
+
+    def refine(self, encoded, rois):
+        self.asked.append(rois)
+        return self.head(rois)
+
+
+@pytest.fixture
+def make_teacher():
+    def make(sites, boxes, num_outputs=1):
+        torch.manual_seed(3)
+        return FakeTeacher(sites, boxes, num_outputs)
+
+    return make

@@ -1,0 +1,79 @@
+"""Checkpoints: atomic, strict, and readable when OpenPCDet wrote them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cakdp_ext.engine.checkpoint import CheckpointError, find_checkpoint, load_weights, read_checkpoint, write_checkpoint
+
+
+def net(width=4):
+    return nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width))
+
+
+def test_round_trip_keeps_every_tensor_and_the_state(tmp_path):
+    model, other = net(), net()
+    write_checkpoint(tmp_path / "c.pth", model, {"epoch": 3, "pruning": {"keep": {"a": [0, 2]}}})
+    content = read_checkpoint(tmp_path / "c.pth")
+    assert content["epoch"] == 3
+    assert content["pruning"] == {"keep": {"a": [0, 2]}}
+    assert load_weights(other, content["model_state"], "c.pth") == []
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_openpcdets_one_cycle_checkpoint_with_numpy_scalars_is_read(tmp_path):
+    state = {"model_state": net().state_dict(), "optimizer_state": {"lr": np.float64(0.1)}, "epoch": 1, "it": 2}
+    torch.save(state, tmp_path / "c.pth")
+    assert read_checkpoint(tmp_path / "c.pth")["optimizer_state"]["lr"] == 0.1
+
+
+def test_a_run_folder_stands_for_its_last_epoch(tmp_path):
+    for epoch in (2, 10):
+        write_checkpoint(tmp_path / "ckpt" / f"checkpoint_epoch_{epoch}.pth", net(), {"epoch": epoch})
+    assert find_checkpoint(tmp_path).name == "checkpoint_epoch_10.pth"
+    assert find_checkpoint(tmp_path / "ckpt").name == "checkpoint_epoch_10.pth"
+
+
+def test_missing_truncated_and_foreign_files_are_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="has the training finished an epoch"):
+        find_checkpoint(tmp_path / "empty")
+    with pytest.raises(CheckpointError, match="no checkpoint at .*gone.pth"):
+        read_checkpoint(tmp_path / "gone.pth")
+    write_checkpoint(tmp_path / "c.pth", net(), {})
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "c.pth").read_bytes()[:200])
+    with pytest.raises(CheckpointError, match="cut.pth cannot be read"):
+        read_checkpoint(tmp_path / "cut.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(CheckpointError, match="holds no model_state"):
+        read_checkpoint(tmp_path / "list.pth")
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_a_checkpoint_cannot_execute_anything(tmp_path, capsys):
+    torch.save({"model_state": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(CheckpointError, match="evil.pth cannot be read"):
+        read_checkpoint(tmp_path / "evil.pth")
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_first_tensor_of_another_shape_is_named():
+    with pytest.raises(CheckpointError, match=r"0.weight has shape \(2, 3\), the model expects \(4, 3\)"):
+        load_weights(net(), net(2).state_dict(), "c.pth")
+
+
+def test_missing_and_unknown_tensors_are_named():
+    state = net().state_dict()
+    bias = state.pop("0.bias")
+    with pytest.raises(CheckpointError, match="lacks tensor 0.bias"):
+        load_weights(net(), state, "c.pth")
+    assert load_weights(net(), state, "c.pth", may_miss=("0.bias",)) == ["0.bias"]
+    with pytest.raises(CheckpointError, match="unknown tensor head.bias"):
+        load_weights(net(), {**net().state_dict(), "head.bias": bias}, "c.pth")

@@ -1,0 +1,54 @@
+"""Run folders, atomic files and logs."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from cakdp_ext.engine.runs import RunFolder, atomic_path, epoch_of, logging_to
+
+
+def test_layout_is_openpcdets(tmp_path):
+    run = RunFolder.of("tools/cfgs/kitti/second.yaml", "tag", tmp_path)
+    assert run.path == tmp_path / "kitti" / "second" / "tag"
+    assert run.evaluation("80", "val", "default") == run.path / "eval/epoch_80/val/default"
+    assert RunFolder.of("/elsewhere/mine/x.yaml", output_dir=tmp_path).path == tmp_path / "mine/x/default"
+
+
+def test_checkpoints_are_ordered_by_epoch_not_by_name(tmp_path):
+    run = RunFolder(tmp_path).create(tmp_path / "none.yaml")
+    for name in ("checkpoint_epoch_10.pth", "checkpoint_epoch_9.pth", "latest_model.pth", "checkpoint_epoch_x.pth"):
+        (run.ckpt / name).touch()
+    assert [epoch_of(p) for p in run.checkpoints()] == ["9", "10"]
+    assert epoch_of(run.ckpt / "latest_model.pth") == "no_number"
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+    with pytest.raises(RuntimeError, match="half way"), atomic_path(target) as temporary:
+        temporary.write_text("ne")
+        raise RuntimeError("half way")
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_nested_logs_share_the_console_and_fill_both_files(tmp_path, capsys):
+    with logging_to(tmp_path, "outer") as log:
+        with logging_to(tmp_path / "in", "inner"):
+            log.info("both %d", 1)
+        log.info("outer only")
+    assert capsys.readouterr().out.count("both 1") == 1
+    outer, inner = next(tmp_path.glob("outer_*.log")).read_text(), next((tmp_path / "in").glob("*.log")).read_text()
+    assert "both 1" in outer
+    assert "outer only" in outer
+    assert "outer only" not in inner
+    assert logging.getLogger("cakdp_ext").handlers == []
+
+
+def test_only_the_first_process_talks(tmp_path, capsys):
+    with logging_to(tmp_path, "train", is_main=False) as log:
+        log.info("quiet")
+    assert "quiet" not in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,30 @@
+"""Every op is tested on each device, in each precision, native and as a reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cakdp_ext.ops import native
+
+NEEDS_CUDA = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
+def device(request):
+    return torch.device(request.param)
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(params=["native", "reference"])
+def implementation(request, device, monkeypatch):
+    """Force the native op or the reference for the length of a test."""
+    if request.param == "reference":
+        monkeypatch.setattr(native, "implementation", lambda name, device: None)
+    elif not native.has_kernel("boxes_overlap_bev", device.type):
+        pytest.skip(f"native ops on {device.type}: {native.REASON or 'no kernels'}")
+    return request.param
