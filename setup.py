@@ -5,20 +5,16 @@ CAKDP_BUILD=auto (default) installs without native ops where they cannot be buil
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from setuptools import setup
 from setuptools.errors import BaseError, CCompilerError
-
-try:
-    from torch.__config__ import parallel_info
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
-except ImportError:
-    BuildExtension = None
 
 SWITCH = "CAKDP_BUILD"
 BUILD_FAILURES = (BaseError, CCompilerError, RuntimeError, OSError, subprocess.CalledProcessError)
@@ -36,17 +32,22 @@ def read_switch() -> str:
 
 def missing() -> str:
     """Name what the build lacks; nothing where it lacks nothing."""
-    if BuildExtension is None:
-        return "PyTorch cannot be imported here (install it first and give pip --no-build-isolation)"
     compilers = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++", "cl"]
     if not any(map(shutil.which, compilers)):
         return f"there is no C++ compiler ({', '.join(compilers)})"
+    try:
+        importlib.import_module("torch")
+    except ImportError as error:
+        return f"PyTorch cannot be imported ({error}); install it first and give pip --no-build-isolation"
     return ""
 
 
-def native_ops(optional: bool) -> CppExtension:
+def native_ops(optional: bool) -> Any:
     """Describe the extension; OpenMP comes from PyTorch's own library, so that thread counts are PyTorch's."""
-    flags = ["/O2"] if sys.platform == "win32" else ["-O3", "-Wall"]
+    from torch.__config__ import parallel_info
+    from torch.utils.cpp_extension import CppExtension
+
+    flags = ["/O2"] if sys.platform == "win32" else ["-O3", "-g0", "-Wall"]
     if sys.platform == "linux" and "parallel backend: OpenMP" in parallel_info():
         flags.append("-fopenmp")
     root = Path(__file__).resolve().parent
@@ -62,6 +63,7 @@ def native_ops(optional: bool) -> CppExtension:
 
 def build_command() -> type:
     """Return the build command; whatever goes wrong in it, an optional extension is then left out."""
+    from torch.utils.cpp_extension import BuildExtension
 
     class Build(BuildExtension):
         def build_extensions(self) -> None:

@@ -147,6 +147,8 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()
+        if isinstance(step_count := getattr(self.model, "global_step", None), Tensor):
+            step_count += 1
         return {key: value.detach() for key, value in losses.items()}
 
     def _log(self, named: Mapping[str, Tensor], writer: SummaryWriter | None) -> None:

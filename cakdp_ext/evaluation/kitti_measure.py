@@ -186,8 +186,11 @@ def _count(
     truth, found = candidates.ground_truth, candidates.detection
     is_right = roles.ground_truth[truth] == Role.COUNTED
     similarity = (1 + np.cos(scene.ground_truth.alpha[truth] - scene.detections.alpha[found])) / 2
-    weights = np.stack([is_right, np.where(is_right, similarity, 0.0), is_false[found]])
-    right, similar, excused = weights @ match(candidates, scores, thresholds)
+    rows, columns = match(candidates, scores, thresholds).nonzero()
+    right, similar, excused = (
+        np.bincount(columns, weights=weights[rows], minlength=len(thresholds))
+        for weights in (is_right, is_right * similarity, is_false[found])
+    )
     wrong = _count_at_least(scores[is_false], thresholds) - excused
     return right, similar, right + wrong
 

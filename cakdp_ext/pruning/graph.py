@@ -99,7 +99,8 @@ def trace_channels(
 
     Args:
         model: convolutions (dense and spconv), linear layers, norms and activations, joined by any code.
-        run: does one forward of the network on a small example; it should touch every height layer of the voxel grid.
+        run: does one forward of the network on a small example, the same each time; the example should touch every
+            height layer of the voxel grid.
         scope: names of the submodules whose convolutions may be pruned.
 
     Returns:

@@ -10,7 +10,7 @@
 namespace cakdp {
 namespace {
 
-constexpr int64_t kBoxesPerTask = 1 << 12;
+constexpr int64_t kBoxesPerTask = 1 << 15;
 
 template <typename T>
 bool exceeds(const Box<T>& kept, const Box<T>& other, T iou_threshold) {

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from kitti_frames import random_objects, write_kitti_frames
+from kitti_frames import ROAD, random_objects, write_kitti_frames
 from torch.utils.data import DataLoader
 
 from cakdp_ext.config import ConfigError
@@ -49,6 +49,16 @@ def test_augmented_objects_keep_the_points_that_were_in_them(kitti, index):
         assert ((counts == 40) | cut_by_the_range).all()
         full_of_points += (counts == 40).sum()
     assert full_of_points > 8
+
+
+def test_pasted_objects_stand_on_the_frames_own_road(kitti, data_cfg):
+    data_cfg.DATA_AUGMENTOR.DISABLE_AUG_LIST = [
+        "random_world_flip", "random_world_rotation", "random_world_scaling",
+    ]  # fmt: skip
+    for index in range(4):
+        boxes = kitti(True)[index].gt_boxes
+        assert len(boxes) > 3
+        np.testing.assert_allclose(boxes[:, 2] - boxes[:, 5] / 2, -ROAD, atol=1e-4)
 
 
 def test_labels_follow_the_order_of_class_names_and_other_classes_are_dropped(kitti):

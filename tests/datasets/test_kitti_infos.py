@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kitti_frames import random_objects, write_kitti_frames
+from kitti_frames import P2, camera_points, random_objects, write_kitti_frames
 
 from cakdp_ext.datasets import make_infos
 from cakdp_ext.datasets.kitti.infos import frame_info, points_in_box
@@ -112,6 +112,18 @@ def test_infos_of_a_generated_frame_say_what_was_written(tmp_path):
     boxes = annos["gt_boxes_lidar"]
     np.testing.assert_allclose(boxes[:, :6], [box[:6] for _, box in objects], atol=1e-5)
     np.testing.assert_allclose(np.cos(boxes[:, 6] - [box[6] for _, box in objects]), 1, atol=1e-9)
+
+
+def test_points_beside_the_image_do_not_count(tmp_path):
+    at_the_edge = [("Car", (6.0, 5.3, -0.95, 4.0, 1.6, 1.5, 0.4))]
+    write_kitti_frames(tmp_path, ["000000"], objects=at_the_edge, points_per_object=100)
+    folder = KittiFolder(tmp_path, "train")
+    u, _, depth = P2 @ np.c_[camera_points(folder.points("000000")[-100:, :3]), np.ones(100)].T
+    seen = int((u >= 0).sum())
+    assert 10 < seen < 90
+    assert (depth > 0).all()
+    num_points = frame_info(folder, "000000", has_labels=True)["annos"]["num_points_in_gt"][0]
+    assert num_points == pytest.approx(seen, abs=1)
 
 
 def test_points_in_a_turned_box_by_hand():

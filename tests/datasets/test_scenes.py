@@ -172,7 +172,7 @@ def test_columns_and_extrusions_are_as_thick_as_asked():
 
 @pytest.mark.parametrize("view", [90.0, 360.0])
 def test_windows_lose_no_hit(view):
-    lidar = Lidar(replace(QUIET, field_of_view=view, azimuth_step=1.5))
+    lidar = Lidar(replace(QUIET, field_of_view=view, azimuth_step=1.5, elevations=(40.0, 0.0, -40.0)))
     for seed in range(60):
         draw = rng(seed)
         size = draw.uniform(0.2, 10.0, 3) * (2.0, 0.5, 0.7)
@@ -477,6 +477,7 @@ def test_a_frame_depends_on_seed_and_index_alone(written, tmp_path):
     frames = [name for name in fewer if name.startswith("training")]
     assert len(frames) == 10
     assert all(fewer[name] == first[name] for name in frames)
+    assert first["training/velodyne/000000.bin"] != first["training/velodyne/000001.bin"]
     assert other["training/velodyne/000000.bin"] != first["training/velodyne/000000.bin"]
 
 

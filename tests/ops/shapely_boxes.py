@@ -54,3 +54,8 @@ def shapely_iou_3d(boxes1, boxes2):
     bottom = torch.maximum((first[:, 2] - first[:, 5] / 2)[:, None], second[:, 2] - second[:, 5] / 2)
     overlap = shapely_overlap(boxes1, boxes2) * (top - bottom).clamp(min=0)
     return overlap / (first[:, 3:6].prod(1)[:, None] + second[:, 3:6].prod(1) - overlap)
+
+
+def shapely_distance(boxes1, boxes2):
+    """Gaps (N, M) between the boxes seen from above, 0 where they meet."""
+    return torch.from_numpy(shapely.distance(polygons(boxes1)[:, None], polygons(boxes2)[None]))

@@ -65,14 +65,14 @@ class Calibration:
             image_shape: height and width in pixels.
 
         Returns:
-            ``(N,)`` bool; a point behind the camera is not shown.
+            ``(N,)`` bool; a point behind the camera, whose depth is negative, satisfies no pair of the bounds.
         """
         matrix = self.projection.copy()
         matrix[2] = (0, 0, 1, 0)
         matrix = (matrix @ self.lidar_to_camera).astype(points.dtype)
         u, v, depth = matrix[:, :3] @ points[:, :3].T + matrix[:, 3:]
         height, width = map(float, image_shape)
-        return (depth > 0) & (u >= 0) & (u < width * depth) & (v >= 0) & (v < height * depth)
+        return (u >= 0) & (u < width * depth) & (v >= 0) & (v < height * depth)
 
     def plane_to_lidar(self, plane: np.ndarray) -> np.ndarray:
         """Express a plane ``a x + b y + c z + d = 0`` of the camera frame in the LiDAR frame."""

@@ -63,7 +63,7 @@ def _bush(rng: np.random.Generator) -> Item:
 
 
 def _tree(rng: np.random.Generator) -> Item:
-    radius, bottom = float(rng.uniform(0.1, 0.22)), float(rng.uniform(2.0, 2.8))
+    radius, bottom = float(rng.uniform(0.1, 0.22)), float(rng.uniform(2.6, 3.3))
     spread, half_height = float(rng.uniform(0.9, 2.0)), float(rng.uniform(1.0, 2.2))
     crown = ellipsoid((0, 0, bottom + half_height), (spread, spread, half_height))
     trunk = column(0, 0, radius, 0, bottom + half_height)

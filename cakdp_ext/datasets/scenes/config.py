@@ -44,7 +44,7 @@ class LidarConfig:
         _require(self.beams >= 2, f"BEAMS must be at least 2, got {self.beams}")
         descending = len(self.elevations) == 3 and self.elevations[0] > self.elevations[1] > self.elevations[2]
         _require(descending, f"ELEVATIONS must be three falling angles (top, middle, bottom), got {self.elevations}")
-        _require(0 < self.azimuth_step <= 10, f"AZIMUTH_STEP must be in (0, 10] degrees, got {self.azimuth_step}")
+        _require(0 < self.azimuth_step <= 5, f"AZIMUTH_STEP must be in (0, 5] degrees, got {self.azimuth_step}")
         _require(10 <= self.field_of_view <= 360, f"FIELD_OF_VIEW must be in [10, 360], got {self.field_of_view}")
         _require(self.height > 0, f"HEIGHT must be above 0 m, got {self.height}")
         _require(self.max_range > 5, f"MAX_RANGE must be above 5 m, got {self.max_range}")

@@ -161,10 +161,10 @@ class PoolLayerConfig:
     def __post_init__(self) -> None:
         if len({len(self.mlps), len(self.query_ranges), len(self.pool_radius), len(self.nsample)}) != 1:
             raise ValueError("MLPS, QUERY_RANGES, POOL_RADIUS and NSAMPLE must have one entry a scale each")
-        if any(len(widths) != 2 for widths in self.mlps):
-            raise ValueError(f"each entry of MLPS must be two widths, got {list(self.mlps)}")
-        if any(len(reach) != 3 for reach in self.query_ranges):
-            raise ValueError(f"each entry of QUERY_RANGES must be (z, y, x), got {list(self.query_ranges)}")
+        for name, size, what in (("mlps", 2, "two widths"), ("query_ranges", 3, "a reach in z, y and x")):
+            entries = getattr(self, name)
+            if any(not isinstance(entry, list | tuple) or len(entry) != size for entry in entries):
+                raise ValueError(f"each entry of {name.upper()} must be {what}, got {list(entries)}")
         if self.pool_method not in ("max_pool", "avg_pool"):
             raise ValueError(f"POOL_METHOD must be max_pool or avg_pool, got {self.pool_method!r}")
 

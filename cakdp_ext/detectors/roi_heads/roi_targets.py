@@ -60,19 +60,16 @@ def sample_targets(proposals: Proposals, gt_boxes: Tensor, gt_labels: Tensor, co
 def _sample_frame(
     proposals: Proposals, frame: int, gt_boxes: Tensor, gt_labels: Tensor, config: RoiTargetConfig
 ) -> tuple[Tensor, ...]:
-    is_valid = proposals.is_valid[frame]
-    rois, labels = proposals.rois[frame][is_valid], proposals.labels[frame][is_valid]
-    size = config.roi_per_image
-    if len(rois) == 0:
-        zeros = rois.new_zeros(size)
-        ignored = (zeros + IGNORE, torch.zeros_like(zeros, dtype=torch.bool))
-        return rois.new_zeros(size, 7), labels.new_zeros(size), zeros, rois.new_zeros(size, 7), *ignored
+    has_rois = bool(proposals.is_valid[frame].any())
+    rows = proposals.is_valid[frame] if has_rois else slice(1)
+    rois, labels = proposals.rois[frame][rows], proposals.labels[frame][rows]
     rivals = gt_labels if config.sample_roi_by_each_class else None
     ious, assigned = best_objects(rois, labels, gt_boxes, rivals)
     chosen = subsample(ious, config)
     rois, labels, ious = rois[chosen], labels[chosen], ious[chosen]
     boxes = to_roi_frame(gt_boxes[assigned[chosen]], rois) if len(gt_boxes) else torch.zeros_like(rois)
-    return rois, labels, ious, boxes, class_targets(ious, config), ious > config.reg_fg_thresh
+    cls_targets = class_targets(ious, config) if has_rois else torch.full_like(ious, IGNORE)
+    return rois, labels, ious, boxes, cls_targets, ious > config.reg_fg_thresh
 
 
 def best_objects(
@@ -102,7 +99,7 @@ def subsample(ious: Tensor, config: RoiTargetConfig) -> Tensor:
     """Draw rois of one frame: foreground without replacement, hard and easy background with it.
 
     Args:
-        ious: ``(R,)`` with R > 0, IoU of each roi with its best object.
+        ious: ``(R,)`` with R > 0, IoU of each roi with its best object; NaN counts as easy background.
         config: sizes, ratios and thresholds.
 
     Returns:
@@ -111,9 +108,8 @@ def subsample(ious: Tensor, config: RoiTargetConfig) -> Tensor:
     """
     size = config.roi_per_image
     foreground = (ious >= config.fg_thresh).nonzero().squeeze(1)
-    background = ious < config.fg_thresh
-    easy = (background & (ious < config.cls_bg_thresh_lo)).nonzero().squeeze(1)
-    hard = (background & (ious >= config.cls_bg_thresh_lo)).nonzero().squeeze(1)
+    hard = ((ious < config.fg_thresh) & (ious >= config.cls_bg_thresh_lo)).nonzero().squeeze(1)
+    easy = (~(ious >= config.cls_bg_thresh_lo)).nonzero().squeeze(1)
     if len(easy) + len(hard) == 0:
         return _draw(foreground, size)
     num_foreground = min(round(config.fg_ratio * size), len(foreground))

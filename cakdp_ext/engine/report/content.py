@@ -46,12 +46,21 @@ class BirdviewPanel:
         boxes: ``(n, 7)`` metres, radians, LiDAR frame.
         scores: ``(n,)`` in [0, 1].
         labels: ``(n,)`` 0-based.
+
+    Raises:
+        ValueError: for other shapes.
     """
 
     title: str
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        shapes = [np.shape(item) for item in (self.boxes, self.scores, self.labels)]
+        count = len(self.boxes)
+        if shapes != [(count, 7), (count,), (count,)]:
+            raise ValueError(f"panel {self.title!r} expected boxes (n, 7), scores (n,) and labels (n,), got {shapes}")
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,9 @@ class Birdview:
         gt_boxes: ``(M, 7)``.
         panels: side by side.
         extent: ``(x_min, y_min, x_max, y_max)`` in metres that is shown; None for whatever there is to see.
+
+    Raises:
+        ValueError: for other shapes.
     """
 
     title: str
@@ -71,6 +83,11 @@ class Birdview:
     gt_boxes: np.ndarray
     panels: tuple[BirdviewPanel, ...]
     extent: tuple[float, float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        points, boxes = np.shape(self.points), np.shape(self.gt_boxes)
+        if len(points) != 2 or points[1] < 3 or len(boxes) != 2 or boxes[1] != 7:
+            raise ValueError(f"frame {self.title!r} expected points (N, 3) and gt_boxes (M, 7), got {points}, {boxes}")
 
 
 @dataclass(frozen=True)

@@ -133,4 +133,4 @@ def _change(before: float | None, after: float | None, num_metrics: int) -> Head
     if before is None or after is None:
         return None
     meaning, kind = ("AP", "") if num_metrics == 1 else ("mean AP", f", mean of {num_metrics}")
-    return Headline(f"{after - before:+.2f}".replace("-", "−"), meaning, f"{before:.2f} → {after:.2f} percent{kind}")
+    return Headline(f"{after - before:+.2f}".replace("-", "−"), meaning, f"{before:.2f} → {after:.2f}{kind}")

@@ -58,8 +58,8 @@ def _draw_panel(axis: Axes, view: Birdview, panel: BirdviewPanel) -> None:
     scores = np.clip(np.nan_to_num(np.asarray(panel.scores, float)), 0, 1)
     colors = [(color_of(int(label)), 0.2 + 0.8 * score) for label, score in zip(panel.labels, scores, strict=True)]
     real = [outline[:4] for outline in box_lines(view.gt_boxes)]
-    axis.add_collection(PolyCollection(real, facecolors=(GROUND_TRUTH, 0.25), edgecolors=GROUND_TRUTH, linewidths=2.6))
-    axis.add_collection(LineCollection(box_lines(panel.boxes), colors=colors, linewidths=1.3))
+    axis.add_collection(PolyCollection(real, facecolors=(GROUND_TRUTH, 0.35), edgecolors=GROUND_TRUTH, linewidths=1.6))
+    axis.add_collection(LineCollection(box_lines(panel.boxes), colors=colors, linewidths=1.2))
     count = len(panel.boxes)
     axis.set_title(f"{panel.title} · {count} {'box' if count == 1 else 'boxes'}", fontsize=11, loc="left")
     axis.tick_params(labelsize=8, length=2)

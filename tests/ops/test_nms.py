@@ -1,0 +1,146 @@
+"""Kept sets against a ten-line greedy reference on shapely's IoU, away from the threshold; order, limits, refusals."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from shapely_boxes import jittered, random_boxes, shapely_iou_bev
+
+from cakdp_ext import ops
+from cakdp_ext.ops.reference import nms as reference
+
+pytestmark = pytest.mark.usefixtures("implementation")
+
+
+def greedy(iou, scores, threshold):
+    keep = []
+    for candidate in scores.argsort(descending=True, stable=True).tolist():
+        if all(iou[kept, candidate] <= threshold for kept in keep):
+            keep.append(candidate)
+    return keep
+
+
+def clustered(count, seed):
+    """Boxes in groups of five that overlap each other much, and their scores."""
+    boxes = random_boxes(count // 5, seed, spread=4 * math.sqrt(count)).repeat(5, 1)
+    scores = torch.rand(len(boxes), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return jittered(boxes, seed + 1, 0.25), scores
+
+
+def gap_near(iou, threshold):
+    """A threshold in the widest gap between the IoUs around it, so that rounding cannot matter."""
+    values = iou[(iou > threshold - 0.05) & (iou < threshold + 0.05)].unique()
+    widths = values.diff()
+    assert widths.max() > 1e-5
+    return (values[widths.argmax()] + widths.max() / 2).item()
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.7])
+@pytest.mark.parametrize("axis_aligned", [False, True])
+def test_kept_boxes_are_those_of_a_greedy_search_on_shapelys_iou(device, dtype, threshold, axis_aligned):
+    boxes, scores = clustered(150, 0)
+    boxes = boxes.to(dtype)
+    seen = boxes.clone()
+    if axis_aligned:
+        seen[:, 6] = 0
+    iou = shapely_iou_bev(seen, seen)
+    threshold = gap_near(iou, threshold)
+    wanted = greedy(iou, scores, threshold)
+    found = ops.nms(boxes.to(device), scores.to(device, dtype), threshold, axis_aligned=axis_aligned)
+    assert found.tolist() == wanted
+    assert 30 <= len(wanted) < 150
+    assert found.dtype == torch.int64
+
+
+def test_blocks_of_the_reference_leave_no_seam(monkeypatch):
+    monkeypatch.setattr(reference, "BLOCK", 8)
+    boxes, scores = clustered(150, 2)
+    iou = shapely_iou_bev(boxes, boxes)
+    threshold = gap_near(iou, 0.3)
+    order = scores.argsort(descending=True)
+    for post_max in (-1, 20):
+        found = order[reference.nms_sorted(boxes[order], threshold, False, post_max)]
+        assert found.tolist() == greedy(iou, scores, threshold)[: post_max if post_max > 0 else None]
+
+
+def test_equal_scores_keep_the_given_order(device, dtype):
+    boxes = random_boxes(40, 5, spread=500).to(device, dtype)
+    assert ops.nms(boxes, torch.full((40,), 0.5, device=device, dtype=dtype), 0.5).tolist() == list(range(40))
+
+
+def test_of_equal_boxes_the_best_scored_stays(device, dtype):
+    boxes = random_boxes(1, 6).repeat(4, 1).to(device, dtype)
+    assert ops.nms(boxes, torch.tensor([0.1, 0.9, 0.3, 0.9], device=device, dtype=dtype), 0.5).tolist() == [1]
+
+
+def test_limits_cut_before_and_after(device):
+    boxes, scores = (tensor.to(device) for tensor in clustered(100, 7))
+    everything = ops.nms(boxes, scores, 0.3)
+    assert ops.nms(boxes, scores, 0.3, post_max=7).tolist() == everything[:7].tolist()
+    best = scores.argsort(descending=True)[:30]
+    assert ops.nms(boxes, scores, 0.3, pre_max=30).tolist() == best[ops.nms(boxes[best], scores[best], 0.3)].tolist()
+    assert ops.nms(boxes, scores, 0.3, post_max=0).tolist() == []
+    assert ops.nms(boxes, scores, 0.3, pre_max=0).tolist() == []
+
+
+def test_iou_equal_to_the_threshold_stays(device, dtype):
+    boxes = torch.tensor([[0, 0, 0, 2, 1, 1, 0], [0.5, 0, 0, 1, 1, 1, 0]], device=device, dtype=dtype)
+    scores = torch.tensor([0.9, 0.8], device=device)
+    assert ops.nms(boxes, scores, 0.5).tolist() == [0, 1]
+    assert ops.nms(boxes, scores, 0.49).tolist() == [0]
+
+
+def test_axis_aligned_ignores_headings(device):
+    boxes = torch.tensor([[0, 0, 0, 8, 1, 1, 0], [0, 0, 0, 8, 1, 1, math.pi / 2]], device=device)
+    scores = torch.tensor([0.9, 0.8], device=device)
+    assert ops.nms(boxes, scores, 0.5).tolist() == [0, 1]
+    assert ops.nms(boxes, scores, 0.5, axis_aligned=True).tolist() == [0]
+
+
+def test_height_does_not_matter(device):
+    boxes = random_boxes(1, 8).repeat(2, 1).to(device)
+    boxes[1, 2] += 50
+    assert ops.nms(boxes, torch.tensor([0.9, 0.8], device=device), 0.5).tolist() == [0]
+
+
+def test_a_box_without_size_removes_nothing_and_stays(device, dtype):
+    boxes = random_boxes(1, 9).repeat(3, 1).to(device, dtype)
+    boxes[0, 3], boxes[1, 4] = 0, math.nan
+    assert ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7], device=device), 0.1).tolist() == [0, 1, 2]
+
+
+def test_nan_score_counts_as_lowest(device):
+    boxes = random_boxes(1, 10).repeat(2, 1).to(device)
+    assert ops.nms(boxes, torch.tensor([math.nan, 0.1], device=device), 0.5).tolist() == [1]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_few_boxes(device, dtype, count):
+    boxes = random_boxes(count, 11).to(device, dtype)
+    found = ops.nms(boxes, torch.ones(count, device=device, dtype=dtype), 0.5)
+    assert found.tolist() == list(range(count))
+    assert found.dtype == torch.int64
+
+
+def test_far_from_origin_nothing_changes(device):
+    boxes, scores = clustered(100, 12)
+    boxes[:, :2] = (boxes[:, :2] * 16).round() / 16
+    boxes, scores = boxes.float().to(device), scores.to(device)
+    shift = torch.tensor([48000.0, 48000, 0, 0, 0, 0, 0], device=device)
+    assert ops.nms(boxes + shift, scores, 0.3).tolist() == ops.nms(boxes, scores, 0.3).tolist()
+
+
+def test_wrong_arguments_are_named(device):
+    boxes, scores = random_boxes(3, 13).to(device), torch.rand(3, device=device)
+    with pytest.raises(ValueError, match=r"boxes must have shape \(any, 7\), got \(3, 5\)"):
+        ops.nms(boxes[:, :5], scores, 0.5)
+    with pytest.raises(ValueError, match=r"scores must have shape \(3\), got \(2,\)"):
+        ops.nms(boxes, scores[:2], 0.5)
+    with pytest.raises(ValueError, match=f"must be on one device, got {boxes.device} and meta"):
+        ops.nms(boxes, scores.to("meta"), 0.5)
+    with pytest.raises(ValueError, match=r"iou_threshold must lie in \[0, 1\], got 70"):
+        ops.nms(boxes, scores, 70)
+    with pytest.raises(ValueError, match="post_max must be at least 0, got -1; for no limit give None"):
+        ops.nms(boxes, scores, 0.5, post_max=-1)
