@@ -46,7 +46,7 @@ def boxes_on_a_road(count: int, generator: torch.Generator) -> Tensor:
 
 def crowded(count: int, generator: torch.Generator) -> Tensor:
     """What a dense head proposes: about twenty jittered boxes around each object."""
-    boxes = boxes_on_a_road(max(1, count // 20), generator).repeat_interleave(20, dim=0)[:count]
+    boxes = boxes_on_a_road(math.ceil(count / 20), generator).repeat_interleave(20, dim=0)[:count]
     return boxes + torch.randn(boxes.shape, generator=generator) * torch.tensor([0.4, 0.4, 0.1, 0.1, 0.1, 0.1, 0.2])
 
 

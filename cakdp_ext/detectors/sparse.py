@@ -1,8 +1,8 @@
 """The one door to spconv: finds it, cures its faults on CPU, and offers a convolution block that bears emptiness.
 
-spconv 2.3.8 runs on CPU but for three slips: its backward pass asks for the current CUDA stream whatever the device,
-a convolution with a bias refuses to run in eval mode, and a build for CUDA chooses an algorithm that knows no CPU
-tensors. All are cured from outside when this module is imported; what spconv does with CUDA tensors stays as it is.
+spconv 2.3.8 runs on CPU but for four slips: its backward pass asks for the current CUDA stream whatever the device, a
+convolution with a bias refuses to run in eval mode, a build for CUDA chooses an algorithm that knows no CPU tensors,
+and with more than one thread some rows of a convolution come out wrong, others each time. All are cured from outside when this module is imported; what spconv does with CUDA tensors stays as it is.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ def cure_cpu_faults() -> None:
     ops.get_current_stream = _once(ops.get_current_stream, _stream_or_zero)
     base = conv.SparseConvolutionBase
     base._conv_forward = _once(base._conv_forward, _conv_forward_on_any_device)
+    for name in ("get_indice_pairs", "indice_conv", "indice_conv_backward"):
+        setattr(ops, name, _once(getattr(ops, name), _single_threaded_on_cpu))
 
 
 def _once(function: Callable[..., Any], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[..., Any]:
@@ -70,6 +72,22 @@ def _conv_forward_on_any_device(conv_forward: Callable[..., Any]) -> Callable[..
             return conv_forward(self, training or bias is not None, input, weight, bias, *rest, **kw)
 
     return forward
+
+
+def _single_threaded_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a function whose first argument is a tensor with one thread where that tensor lies on CPU."""
+
+    def run(first: Tensor, *rest: Any, **kw: Any) -> Any:
+        threads = torch.get_num_threads()
+        if first.is_cuda or threads == 1:
+            return function(first, *rest, **kw)
+        torch.set_num_threads(1)
+        try:
+            return function(first, *rest, **kw)
+        finally:
+            torch.set_num_threads(threads)
+
+    return run
 
 
 @contextlib.contextmanager

@@ -53,7 +53,13 @@ def load_source_config(source: ModelSource, config_file: str) -> EasyDict:
 
 
 def build_full(config: Mapping[str, Any], geometry: LidarGeometry) -> nn.Module:
-    """Build the network that the YAML describes, unpruned, with random weights."""
+    """Build the network that the YAML describes, unpruned, with random weights.
+
+    Raises:
+        ConfigError: for anything in ``MODEL`` that cannot be used, our own sections included.
+    """
+    distill_config(config)
+    pruning_config(config)
     return build_detector(config["MODEL"], config["CLASS_NAMES"], geometry)
 
 
@@ -137,8 +143,8 @@ def _require_match(pruning: PruningConfig | None, plan: PruningPlan | None, conf
         )
     if pruning is not None and plan is None:
         raise ConfigError(
-            f"{config_file} has a MODEL.PRUNING section, but there is no pruning plan; run tools/score_filters.py and "
-            "tools/prune.py first, or name one with --set MODEL.PRUNING.PLAN"
+            f"{config_file} has a MODEL.PRUNING section, but nothing was pruned here; use the YAML it was trained "
+            "with, or run tools/score_filters.py and tools/prune.py first"
         )
 
 

@@ -59,7 +59,11 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             content = torch.load(file, map_location=map_location, weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch.load raises half a dozen unrelated types for a broken file
-        raise CheckpointError(f"{file} cannot be read as a checkpoint: {error}") from error
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise CheckpointError(
+            f"{file} cannot be read as a checkpoint ({type(error).__name__}: {reason}); it is damaged or of another "
+            "kind: copy it again, or name another one"
+        ) from error
     if not isinstance(content, dict) or "model_state" not in content:
         raise CheckpointError(f"{file} holds no model_state; it is not a checkpoint of OpenPCDet's kind")
     return content

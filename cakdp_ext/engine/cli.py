@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -13,7 +14,9 @@ from cakdp_ext.config import ConfigError, load_config
 from cakdp_ext.engine.checkpoint import CheckpointError
 from cakdp_ext.engine.runs import RunFolder
 
-USER_ERRORS = (ConfigError, CheckpointError, ValueError, FileNotFoundError, FloatingPointError)
+USER_ERRORS = (ConfigError, CheckpointError, ValueError, OSError, FloatingPointError)
+SECTIONS = ("CLASS_NAMES", "DATA_CONFIG", "MODEL", "OPTIMIZATION")
+_FROM_LOADER = re.compile(r"Caught (\w+) in DataLoader worker process.*^[\w.]*?\1: (.*)", re.DOTALL | re.MULTILINE)
 
 
 def command_parser(description: str) -> argparse.ArgumentParser:
@@ -40,9 +43,23 @@ def add_loop_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def load_request(args: argparse.Namespace) -> tuple[EasyDict, RunFolder]:
-    """Read the configuration and name the run folder that a command line asks for."""
+    """Read the configuration and name the run folder that a command line asks for.
+
+    Raises:
+        ConfigError: for a YAML that does not describe a whole model.
+    """
     config = load_config(args.cfg, args.overrides)
+    missing = [section for section in SECTIONS if section not in config]
+    if missing:
+        raise ConfigError(f"{args.cfg} has no {', '.join(missing)}; --cfg takes the YAML of a model")
     return config, RunFolder.of(args.cfg, args.extra_tag, args.output_dir)
+
+
+def one_line(error: BaseException) -> str:
+    """Give what an error says in one line, without the traceback that a loader process puts around it."""
+    text = str(error)
+    wrapped = _FROM_LOADER.match(text)
+    return " ".join((wrapped.group(2) if wrapped else text).split("\n")).strip()
 
 
 def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
@@ -61,7 +78,7 @@ def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str
     except USER_ERRORS as error:
         if os.environ.get("CAKDP_DEBUG"):
             raise
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {one_line(error)}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; run the same command again to go on\n")

@@ -15,6 +15,7 @@ from easydict import EasyDict
 from torch import nn
 
 from cakdp_ext import __version__
+from cakdp_ext.config import ConfigError
 from cakdp_ext.datasets import LidarDataset, collate
 from cakdp_ext.engine.build import channel_graph, distill_config, load_source_config, restore_student
 from cakdp_ext.engine.checkpoint import find_checkpoint
@@ -58,13 +59,13 @@ def compress(config: EasyDict, run: RunFolder, place: Workers, request: TrainReq
         ConfigError, CheckpointError: when teacher or student are missing or do not fit; the message says what to run.
     """
     _require_sources(config)
+    dataset = build_split(config, str(config.DATA_CONFIG.DATA_SPLIT["test"]))
     if place.is_main:
         run.create(config.CONFIG_FILE)
         _plan(config, run, Workers(0, 1, place.device), request.num_workers)
     barrier()
     plan = load_plan(required_pruning(config).plan or run.plan)
     train(config, run, place, request)
-    dataset = build_split(config, str(config.DATA_CONFIG.DATA_SPLIT["test"]))
     contestants = list(_contestants(config, run, plan, dataset.geometry))
     rows = [_row(each, dataset, place, run, request.num_workers) for each in contestants]
     if not place.is_main:
@@ -99,12 +100,22 @@ def _require_sources(config: EasyDict) -> None:
 
 def _plan(config: EasyDict, run: RunFolder, place: Workers, num_workers: int) -> None:
     pruning = required_pruning(config)
+    if not pruning.plan and run.plan.is_file():
+        _require_keep_ratio(run, pruning.keep_ratio)
     if pruning.plan or run.plan.is_file():
         LOG.info("pruning plan: %s", pruning.plan or run.plan)
         return
     if not pruning.scores:
         score(config, run, place, num_workers)
     make_plan(config, run)
+
+
+def _require_keep_ratio(run: RunFolder, keep_ratio: float) -> None:
+    made_with = load_plan(run.plan).source.get("keep_ratio", keep_ratio)
+    if made_with != keep_ratio:
+        raise ConfigError(
+            f"{run.plan} was made with KEEP_RATIO {made_with}, now {keep_ratio} is asked for; use another --extra_tag"
+        )
 
 
 def _contestants(

@@ -31,11 +31,16 @@ def build_split(config: Mapping[str, Any], split: str, *, training: bool = False
         seed: of the augmentation.
 
     Raises:
-        ConfigError: when ``held_out`` is asked for and nothing is held out.
+        ConfigError: for a split without frames, or when ``held_out`` is asked for and nothing is held out.
     """
     data_cfg = config["DATA_CONFIG"]
     base = "train" if split == HELD_OUT else split
     dataset = build_dataset(data_cfg, config["CLASS_NAMES"], training, Path(), seed, split=base)
+    if len(dataset) == 0:
+        raise ConfigError(
+            f"split {base} of {data_cfg['DATA_PATH']} has no frames; list them in ImageSets/{base}.txt and run "
+            "tools/make_infos.py again"
+        )
     if base != "train":
         return dataset
     held_out = _held_out(dataset.frame_ids, int(data_cfg.get("NUM_HELD_OUT", 0)))
@@ -51,7 +56,7 @@ def build_split(config: Mapping[str, Any], split: str, *, training: bool = False
 
 
 def _held_out(frame_ids: list[str], count: int) -> list[str]:
-    if count >= len(frame_ids) > 0:
+    if count >= len(frame_ids):
         raise ConfigError(f"DATA_CONFIG.NUM_HELD_OUT is {count}, but train has {len(frame_ids)} frames")
     return [frame_ids[i] for i in np.linspace(0, len(frame_ids) - 1, count).round().astype(int)] if count else []
 

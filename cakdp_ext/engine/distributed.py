@@ -60,7 +60,10 @@ def _pick_device(name: str | None, local_rank: int) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {name}, but this PyTorch ({torch.__version__}) sees no CUDA device; use --device cpu")
-    return torch.device(f"cuda:{local_rank}") if name == "cuda" else torch.device(name)
+    try:
+        return torch.device(f"cuda:{local_rank}") if name == "cuda" else torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name} is none that PyTorch knows; use cpu, cuda or cuda:N") from error
 
 
 def barrier() -> None:

@@ -26,6 +26,7 @@ from cakdp_ext.pruning import (
     ChannelGraph,
     PruningConfig,
     load_scores,
+    model_fingerprint,
     plan_from_scores,
     save_plan,
     save_scores,
@@ -109,7 +110,7 @@ def make_plan(config: EasyDict, run: RunFolder) -> PruningPlan:
     """Choose the filters that stay (Eq. 5) from the scores and keep the plan in the run folder.
 
     Raises:
-        ConfigError: when there are no scores yet.
+        ConfigError: when there are no scores yet, not of every frame, or of another model.
         ValueError: when a layer would be left without filters.
     """
     pruning = required_pruning(config)
@@ -117,9 +118,18 @@ def make_plan(config: EasyDict, run: RunFolder) -> PruningPlan:
     if not pruning.scores and not run.scores.is_file():
         raise ConfigError(f"no filter scores at {path}; run tools/score_filters.py with the same --cfg and --extra_tag")
     scores = load_scores(path)
-    geometry = build_split(config, pruning.split).geometry
+    dataset = scoring_frames(config)
+    missing = set(dataset.frame_ids) - set(scores.frame_ids)
+    if missing and not pruning.scores:
+        raise ConfigError(
+            f"{path} lacks {len(missing)} of {len(dataset)} frames; run tools/score_filters.py again, it goes on where "
+            "it was stopped"
+        )
     with torch.random.fork_rng():
-        graph = channel_graph(unpruned_student(config, geometry), geometry)
+        model = unpruned_student(config, dataset.geometry)
+        graph = channel_graph(model, dataset.geometry)
+    if scores.fingerprint and scores.fingerprint != model_fingerprint(model):
+        raise ConfigError(f"{path} holds the scores of another model than {pruning.student.ckpt}; score that one")
     plan = plan_from_scores(
         scores,
         graph,

@@ -77,7 +77,9 @@ def train(config: EasyDict, run: RunFolder, place: Workers, request: TrainReques
         FloatingPointError: when the loss stops being finite.
     """
     optimization = from_node(OptimizationConfig, config.OPTIMIZATION, f"OPTIMIZATION of {config.CONFIG_FILE}")
+    options = _options(request, optimization)
     batch_size = _batch_size_per_process(request, optimization, place)
+    distill = distill_config(config)
     dataset = build_split(config, "train", training=True, seed=request.seed)
     torch.manual_seed(request.seed)
     student = build_student(config, dataset.geometry, find_plan(config, run))
@@ -89,26 +91,18 @@ def train(config: EasyDict, run: RunFolder, place: Workers, request: TrainReques
         student.model,
         _wrapped(student.model, place, request.sync_bn),
         build_teacher(config, dataset.geometry, place.device),
-        distill_config(config),
+        distill,
     )
     torch.manual_seed(request.seed + 1 + place.rank)
     loader, sampler = training_loader(
         dataset, place, batch_size=batch_size, num_workers=request.num_workers, seed=request.seed
     )
-    options = TrainOptions(
-        epochs=request.epochs or optimization.num_epochs,
-        use_amp=request.use_amp,
-        save_every=request.save_every,
-        keep_last=request.keep_last,
-        save_seconds=request.save_seconds,
-        log_every=request.log_every,
-    )
     extra = {"pruning": plan_to_dict(student.plan)} if student.plan else {}
+    trainer = Trainer(step, loader, sampler, place, run, optimization, options, extra)
+    trainer.resume()
     if place.is_main:
         run.create(config.CONFIG_FILE)
     barrier()
-    trainer = Trainer(step, loader, sampler, place, run, optimization, options, extra)
-    trainer.resume()
     _announce(config, student, dataset.geometry, trainer)
     trainer.fit()
     return student
@@ -126,6 +120,17 @@ def find_plan(config: EasyDict, run: RunFolder) -> PruningPlan | None:
             "--extra_tag, or name a plan with --set MODEL.PRUNING.PLAN"
         )
     return load_plan(path)
+
+
+def _options(request: TrainRequest, optimization: OptimizationConfig) -> TrainOptions:
+    return TrainOptions(
+        epochs=optimization.num_epochs if request.epochs is None else request.epochs,
+        use_amp=request.use_amp,
+        save_every=request.save_every,
+        keep_last=request.keep_last,
+        save_seconds=request.save_seconds,
+        log_every=request.log_every,
+    )
 
 
 def _batch_size_per_process(request: TrainRequest, optimization: OptimizationConfig, place: Workers) -> int:

@@ -43,6 +43,11 @@ class TrainOptions:
     save_seconds: float = 300.0
     log_every: int = 50
 
+    def __post_init__(self) -> None:
+        for name in ("epochs", "save_every", "keep_last", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} of a training must be at least 1, got {getattr(self, name)}")
+
 
 @dataclass
 class Position:
@@ -112,15 +117,16 @@ class Trainer:
         sums: dict[str, float] = {}
         with bar:
             for batch in self.loader:
+                rate = self.schedule.get_last_lr()[0]
                 losses = self._train_step(batch.to(self.place.device))
                 self.position.step_in_epoch += 1
                 self.position.iteration += 1
                 named = {"loss": sum(losses.values()), **losses}
                 if self.position.iteration % self.options.log_every == 0 or self.position.step_in_epoch == 1:
-                    self._log(named, writer)
+                    self._log(named, rate, writer)
                 for key, value in named.items():
                     sums[key] = sums.get(key, 0.0) + float(value)
-                bar.set_postfix(loss=f"{float(named['loss']):.3f}", lr=f"{self.schedule.get_last_lr()[0]:.1e}")
+                bar.set_postfix(loss=f"{float(named['loss']):.3f}", lr=f"{rate:.1e}")
                 bar.update()
                 self._save_in_time()
         steps = max(self.position.step_in_epoch - done, 1)
@@ -151,10 +157,10 @@ class Trainer:
             step_count += 1
         return {key: value.detach() for key, value in losses.items()}
 
-    def _log(self, named: Mapping[str, Tensor], writer: SummaryWriter | None) -> None:
+    def _log(self, named: Mapping[str, Tensor], rate: float, writer: SummaryWriter | None) -> None:
         means = mean_over_workers(named)
         if writer is not None:
-            writer.add_scalar("meta_data/learning_rate", self.schedule.get_last_lr()[0], self.position.iteration)
+            writer.add_scalar("meta_data/learning_rate", rate, self.position.iteration)
             for key, value in means.items():
                 writer.add_scalar(f"train/{key}", value, self.position.iteration)
 
@@ -226,7 +232,7 @@ class Trainer:
     def _require_same_run(self, content: Mapping[str, Any], where: str) -> None:
         if "schedule_state" not in content:
             raise CheckpointError(f"{where} was not written by this engine; give it as --pretrained_model instead")
-        if content.get("pruning") != self.extra_state.get("pruning"):
+        if _cut_of(content) != _cut_of(self.extra_state):
             raise CheckpointError(f"{where} was cut by another plan; use another --extra_tag")
         steps = content["schedule_state"]["total_steps"]
         if steps != self.schedule.total_steps:  # type: ignore[attr-defined]
@@ -235,6 +241,11 @@ class Trainer:
                 f"{self.schedule.total_steps}; "  # type: ignore[attr-defined]
                 "keep epochs, batch size and frames, or use another --extra_tag"
             )
+
+
+def _cut_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What the plan of a training takes away, wherever the plan came from; nothing without one."""
+    return {key: value for key, value in (state.get("pruning") or {}).items() if key != "source"}
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:

@@ -12,6 +12,9 @@ from cakdp_ext.ops.boxes import limit_period
 from cakdp_ext.ops.checks import as_float, check_alike
 from cakdp_ext.ops.reference import overlap as reference
 
+PAIR_LIMIT = 1 << 16
+"""Pairs of upright boxes compared at once: what stays in a processor's cache."""
+
 
 @torch.no_grad()
 def boxes_overlap_bev(boxes1: Tensor, boxes2: Tensor) -> Tensor:
@@ -65,8 +68,10 @@ def iou_bev(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         ``(N, M)`` in [0, 1].
     """
     boxes1, boxes2 = _check_pair(boxes1, boxes2)
-    overlap = boxes_overlap_bev(boxes1, boxes2)
-    return _ratio(overlap, _area(boxes1)[:, None], _area(boxes2))
+    iou = boxes_overlap_bev(boxes1, boxes2)
+    row, column = iou.nonzero(as_tuple=True)
+    iou[row, column] = _ratio(iou[row, column], _area(boxes1)[row], _area(boxes2)[column])
+    return iou
 
 
 @torch.no_grad()
@@ -77,9 +82,11 @@ def iou_3d(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         ``(N, M)`` in [0, 1].
     """
     boxes1, boxes2 = _check_pair(boxes1, boxes2)
-    overlap = boxes_overlap_bev(boxes1, boxes2)
-    overlap *= _shared_height(boxes1[:, None], boxes2)
-    return _ratio(overlap, _volume(boxes1)[:, None], _volume(boxes2))
+    iou = boxes_overlap_bev(boxes1, boxes2)
+    row, column = iou.nonzero(as_tuple=True)
+    overlap = iou[row, column] * _shared_height(boxes1[row], boxes2[column])
+    iou[row, column] = _ratio(overlap, _volume(boxes1)[row], _volume(boxes2)[column])
+    return iou
 
 
 @torch.no_grad()
@@ -111,10 +118,12 @@ def nearest_bev_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         ValueError: for another shape, or boxes that differ in device or dtype.
     """
     boxes1, boxes2 = _check_pair(boxes1, boxes2)
-    size1, size2 = _nearest_size(boxes1), _nearest_size(boxes2)
-    overlap = _shared_length(boxes1[:, None, 0], size1[:, None, 0], boxes2[:, 0], size2[:, 0])
-    overlap *= _shared_length(boxes1[:, None, 1], size1[:, None, 1], boxes2[:, 1], size2[:, 1])
-    return _ratio(overlap, _area(boxes1)[:, None], _area(boxes2))
+    upright1, upright2 = _turn_upright(boxes1), _turn_upright(boxes2)
+    iou = boxes1.new_zeros(len(boxes1), len(boxes2))
+    rows_at_once = max(1, PAIR_LIMIT // max(1, len(boxes2)))
+    for part, rows in zip(iou.split(rows_at_once), upright1.split(rows_at_once), strict=True):
+        part.copy_(_upright_iou(rows[:, None], upright2))
+    return iou
 
 
 def _check_pair(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,10 +132,18 @@ def _check_pair(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
     return boxes1, boxes2
 
 
-def _nearest_size(boxes: Tensor) -> Tensor:
-    """Return ``(N, 2)`` extents along x and y: dx and dy exchanged where the heading is nearer to 90 degrees."""
+def _turn_upright(boxes: Tensor) -> Tensor:
+    """Return ``(N, 4)`` x, y and extents along both: dx and dy exchanged where the heading is nearer to 90 degrees."""
     from_axis = limit_period(boxes[:, 6:7], 0.5, math.pi).abs()
-    return torch.where(from_axis < math.pi / 4, boxes[:, 3:5], boxes[:, [4, 3]])
+    size = torch.where(from_axis < math.pi / 4, boxes[:, 3:5], boxes[:, [4, 3]])
+    return torch.cat((boxes[:, :2], size.where(from_axis.isfinite(), 0)), dim=1)
+
+
+def _upright_iou(upright1: Tensor, upright2: Tensor) -> Tensor:
+    x1, y1, dx1, dy1 = upright1.unbind(-1)
+    x2, y2, dx2, dy2 = upright2.unbind(-1)
+    overlap = _shared_length(x1, dx1, x2, dx2) * _shared_length(y1, dy1, y2, dy2)
+    return _ratio(overlap, dx1 * dy1, dx2 * dy2)
 
 
 def _shared_length(center1: Tensor, size1: Tensor, center2: Tensor, size2: Tensor) -> Tensor:
@@ -149,7 +166,7 @@ def _volume(boxes: Tensor) -> Tensor:
 
 
 def _ratio(overlap: Tensor, measure1: Tensor, measure2: Tensor) -> Tensor:
-    """Intersection over union; 0 wherever nothing overlaps, degenerate and NaN boxes included."""
+    """Intersection over union; 0 wherever nothing overlaps, boxes without a proper size included."""
     overlaps = overlap > 0
     union = torch.where(overlaps, measure1 + measure2 - overlap, torch.ones_like(overlap))
     return torch.where(overlaps, overlap / union, torch.zeros_like(overlap)).clamp_(max=1)

@@ -17,6 +17,7 @@ from cakdp_ext.pruning.layers import (
     input_axis,
     is_norm,
     is_sparse_conv,
+    num_filters,
     num_inputs,
     values_of,
     weight_of,
@@ -147,14 +148,25 @@ def _absent(module: nn.Module, channels: Tensor) -> Callable[..., Any]:
 
 
 def _keep_filters(module: nn.Module, keep: Tensor) -> None:
-    _cut(module, "weight", filter_axis(module), keep)
+    _cut_weight(module, filter_axis(module), keep)
     _cut(module, "bias", 0, keep)
     _resize(module, ("out_channels", "out_features"), len(keep))
 
 
 def _keep_inputs(module: nn.Module, keep: Tensor) -> None:
-    _cut(module, "weight", input_axis(module), keep)
+    _cut_weight(module, input_axis(module), keep)
     _resize(module, ("in_channels", "in_features"), len(keep))
+
+
+def _cut_weight(module: nn.Module, axis: int, keep: Tensor) -> None:
+    """Keep some filters or inputs; spconv lays 1x1 weights out as ``(C_in, C_out)``, whatever their shape says."""
+    if not getattr(module, "conv1x1", False):
+        return _cut(module, "weight", axis, keep)
+    weight = weight_of(module)
+    shape = [len(keep) if i == axis else size for i, size in enumerate(weight.shape)]
+    matrix = weight.detach().reshape(num_inputs(module), num_filters(module))
+    kept = matrix.index_select(1 if axis == filter_axis(module) else 0, keep.to(weight.device)).reshape(shape)
+    module.weight = nn.Parameter(kept.clone(), weight.requires_grad)
 
 
 def _keep_norm_channels(module: nn.Module, keep: Tensor) -> None:

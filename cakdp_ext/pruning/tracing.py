@@ -34,6 +34,8 @@ from cakdp_ext.pruning.layers import (
 
 NOTHING, UNKNOWN = -1, -2
 NUM_CODES = 2**20
+TOLERANCE = 0.4
+"""By how many steps between neighbouring codes averaging and interpolation may miss one by rounding."""
 
 Reads = Mapping[str, Tensor]
 """Module name -> ``(calls, 2, C)``: smallest and largest absolute value other than 0 in every input channel."""
@@ -72,12 +74,12 @@ class CodeBook:
             ``(calls, C)`` int64: a filter, NOTHING for a channel that no active filter reaches, UNKNOWN for one that
             holds something else than a plain copy of one filter.
         """
-        low, high = reads.nan_to_num(nan=-1.0).unbind(1)
-        steps = (high - 1) * NUM_CODES
+        steps = (reads.nan_to_num(nan=-1.0) - 1) * NUM_CODES
         nearest = steps.round()
-        is_code = (low == high) & ((steps - nearest).abs() < 0.25) & (nearest >= 0) & (nearest < NUM_CODES)
-        filters = self.lookup[nearest.clamp(0, NUM_CODES - 1).long()].where(is_code, UNKNOWN)
-        filters = filters.where(high != 0, NOTHING)
+        low, high = nearest.unbind(1)
+        is_code = ((steps - nearest).abs() < TOLERANCE).all(dim=1) & (low == high) & (high >= 0) & (high < NUM_CODES)
+        filters = self.lookup[high.clamp(0, NUM_CODES - 1).long()].where(is_code, UNKNOWN)
+        filters = filters.where(reads[:, 1] != 0, NOTHING)
         is_quiet, is_same = silent[:, 1] == 0, (reads == silent).all(dim=1)
         return filters.where(is_quiet, torch.where(is_same, NOTHING, UNKNOWN))
 

@@ -161,3 +161,25 @@ def test_a_block_is_convolution_norm_and_relu_one_after_the_other():
     with torch.no_grad():
         expected = F.batch_norm(conv(sparse_tensor(40)).features, torch.zeros(4), torch.ones(4)).relu()
         torch.testing.assert_close(block(sparse_tensor(40)).features, expected)
+
+
+def test_two_threads_give_what_dense_convolution_gives():
+    """spconv 2.3.8 on CPU garbles some rows of a strided convolution when it may use more than one thread."""
+    threads, generator = torch.get_num_threads(), torch.Generator().manual_seed(0)
+    shape = (41, 128, 128)
+    coords = torch.stack([torch.randint(0, s, (3000,), generator=generator) for s in (1, *shape)], dim=1).unique(dim=0)
+    conv = spconv.SparseConv3d(16, 32, 3, stride=2, padding=1, bias=False)
+    torch.set_num_threads(2)
+    try:
+        for _ in range(5):
+            features = torch.randn(len(coords), 16, generator=generator)
+            dense = torch.zeros(1, 16, *shape)
+            dense[coords[:, 0], :, coords[:, 1], coords[:, 2], coords[:, 3]] = features
+            with torch.no_grad():
+                found = conv(spconv.SparseConvTensor(features, coords.int(), list(shape), 1))
+                wanted = torch.nn.functional.conv3d(dense, conv.weight.permute(0, 4, 1, 2, 3), stride=2, padding=1)
+            b, z, y, x = found.indices.long().T
+            torch.testing.assert_close(found.features, wanted[b, :, z, y, x], rtol=1e-4, atol=1e-5)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)

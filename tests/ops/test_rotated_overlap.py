@@ -16,6 +16,7 @@ from shapely_boxes import (
 )
 
 from cakdp_ext import ops
+from cakdp_ext.ops import overlap
 from cakdp_ext.ops.reference import overlap as reference
 
 pytestmark = pytest.mark.usefixtures("implementation")
@@ -188,12 +189,20 @@ def test_a_box_at_no_proper_place_overlaps_nothing(device, dtype, column, value)
     assert ops.iou_3d(good, bad).item() == 0
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
-def test_nearest_bev_iou_of_a_box_without_size_is_zero(device, value):
+@pytest.mark.parametrize(("column", "value"), [(3, 0.0), (4, -1.0), (3, math.nan), (0, math.nan), (6, math.inf)])
+def test_nearest_bev_iou_of_a_box_without_proper_size_or_place_is_zero(device, column, value):
     good = as_box((0, 0, 4, 2, 0)).to(device)
     bad = good.clone()
-    bad[0, 3] = value
+    bad[0, column] = value
     assert ops.nearest_bev_iou(good, bad).item() == 0
+    assert ops.nearest_bev_iou(bad, good).item() == 0
+
+
+def test_blocks_of_nearest_bev_iou_leave_no_seam(monkeypatch):
+    boxes1, boxes2 = random_boxes(31, 29), random_boxes(30, 30)
+    whole = ops.nearest_bev_iou(boxes1, boxes2)
+    monkeypatch.setattr(overlap, "PAIR_LIMIT", 100)
+    torch.testing.assert_close(ops.nearest_bev_iou(boxes1, boxes2), whole, atol=0, rtol=0)
 
 
 def test_a_flat_box_has_a_plane_overlap_but_no_volume_iou(device):

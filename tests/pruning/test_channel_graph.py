@@ -12,6 +12,7 @@ from torch import nn
 from cakdp_ext.config import load_config
 from cakdp_ext.detectors import build_detector
 from cakdp_ext.pruning import model_fingerprint, trace_channels
+from cakdp_ext.pruning.tracing import UNKNOWN, CodeBook
 from cakdp_ext.types import LidarGeometry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,6 +132,38 @@ def test_a_module_used_twice_couples_what_feeds_it():
     assert "backbone_2d.shared" in graph.pinned, "the sum of its own two outputs is no copy of one filter"
 
 
+def test_a_channel_with_two_codes_is_not_read_as_the_larger():
+    book = CodeBook.draw({"a": 5}, seed=0)
+    low, high = book.codes["a"].sort().values[[0, 1]]
+    same, mixed = torch.stack([high, high]), torch.stack([low, high])
+    decoded = book.decode(torch.stack([same, mixed], dim=1)[None], torch.zeros(1, 2, 2))
+    assert decoded.tolist() == [[int((book.codes["a"] == high).nonzero()), UNKNOWN]]
+
+
+def test_maps_laid_side_by_side_couple_their_filters():
+    net = Net(lambda m, x: torch.cat([m["a"](x), m["b"](x)], dim=2), 4, a=conv(3, 4), b=conv(3, 4))
+    pairs = [tuple((f.layer[-1], f.channel) for f in group) for group in trace_dense(net).groups]
+    assert pairs == [(("a", c), ("b", c)) for c in range(4)]
+
+
+def test_a_mean_that_happens_to_look_like_another_filter_is_found_out():
+    width = 1000
+    widths = {"backbone_2d.a": width, "backbone_2d.last": 4, "dense_head": 2}
+    book = CodeBook.draw(widths, seed=0)
+    codes = book.codes["backbone_2d.a"]
+    means = (codes[:, None] + codes[None, :]) / 2
+    looks_like = book.decode(torch.stack([means, means], dim=1), torch.zeros(width, 2, width))
+    one, other = ((looks_like >= 0) & ~torch.eye(width, dtype=torch.bool)).nonzero()[0].tolist()
+
+    def join(layers, x):
+        maps = layers["a"](x)
+        return layers["last"](torch.cat([maps, (maps[:, one] + maps[:, other])[:, None] / 2], dim=1))
+
+    graph = trace_dense(Net(join, 4, a=conv(3, width), last=conv(width + 1, 4)))
+    assert {name: layer.num_filters for name, layer in graph.layers.items()} == widths
+    assert "plain copy" in graph.pinned["backbone_2d.a"]
+
+
 def test_mean_of_two_maps_is_not_mistaken_for_a_third():
     net = Net(lambda m, x: (m["a"](x) + m["b"](x)) / 2, 64, a=conv(3, 64), b=conv(3, 64))
     with pytest.raises(ValueError, match="no layer under .* can be pruned .*not a plain copy"):
@@ -142,6 +175,8 @@ UNCLEAR = {
     "two filters of one layer": (lambda m, x: m["a"](x) + m["a"](x).flip(1), {}, "plain copy"),
     "scaled": (lambda m, x: 0.5 * m["a"](x), {}, "plain copy"),
     "norm over channels": (lambda m, x: m["b"](m["a"](x)), {"b": nn.GroupNorm(2, 4)}, "plain copy"),
+    "norm over places": (lambda m, x: m["b"](m["a"](x)), {"b": nn.InstanceNorm2d(4)}, "plain copy"),
+    "activation with a weight a channel": (lambda m, x: m["b"](m["a"](x)), {"b": nn.PReLU(4)}, "plain copy"),
     "softmax": (lambda m, x: m["b"](m["a"](x)), {"b": nn.Softmax(1)}, "plain copy"),
     "grouped convolution": (lambda m, x: m["b"](m["a"](x)), {"b": nn.Conv2d(4, 4, 1, groups=2)}, "split into groups"),
     "sum with the input": (lambda m, x: m["a"](x) + x[:, :1], {}, "plain copy"),
@@ -160,6 +195,17 @@ def test_what_is_no_plain_copy_is_pinned_with_its_reason(name):
     graph = trace_dense(net)
     assert reason in graph.pinned["backbone_2d.a"]
     assert [layer.name for layer in graph.prunable] == ["backbone_2d.last"]
+
+
+@pytest.mark.parametrize(
+    "resize",
+    [nn.Upsample(scale_factor=1.7, mode="bilinear"), nn.AvgPool2d(3, 1), nn.MaxPool2d(2), nn.Upsample(scale_factor=2)],
+    ids=["bilinear", "average", "max", "nearest"],
+)
+def test_resampled_maps_keep_their_channels(resize):
+    net = Net(lambda m, x: m["b"](m["resize"](m["a"](x))), 5, a=conv(3, 300), resize=resize, b=conv(300, 5))
+    graph = trace_channels(net, lambda network: network(torch.zeros(1, 3, 9, 9)))
+    assert consumers(graph, "backbone_2d.a") == [[("backbone_2d.b", c)] for c in range(300)]
 
 
 def test_raw_input_beside_filters_keeps_its_channels():

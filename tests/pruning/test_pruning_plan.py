@@ -56,6 +56,8 @@ def test_number_of_filters_is_rounded_down_as_in_the_released_code(ratio, number
 def test_ties_go_to_the_earlier_layer_and_the_earlier_filter():
     plan = plan_from_scores(scores_of(b=[1.0, 1.0, 1.0], a=[1.0, 1.0, 1.0]), graph_of(b=3, a=3), 4 / 6)
     assert plan.keep_indices == {"b": (0, 1, 2), "a": (0,)}
+    many = plan_from_scores(scores_of(b=[1.0] * 50, a=[1.0] * 50), graph_of(b=50, a=50), 0.6)
+    assert many.keep_indices == {"b": tuple(range(50)), "a": tuple(range(10))}
 
 
 def test_an_emptied_layer_is_an_error_that_says_what_to_do():
@@ -87,14 +89,21 @@ def test_no_removed_filter_beats_a_kept_one_that_no_guarantee_saved(widths, rati
     names = {f"layer{i}": n for i, n in enumerate(widths)}
     rng = np.random.default_rng(seed)
     scores = scores_of(**{name: rng.integers(0, 5, n) for name, n in names.items()})
-    try:
-        plan = plan_from_scores(scores, graph_of(**names), ratio, min_filters=min_filters)
-    except ValueError as error:
-        assert "MIN_FILTERS" in str(error)
+    quota, graph = int(ratio * sum(widths)), graph_of(**names)
+    best = sorted(((-v, rank, name) for rank, name in enumerate(names) for v in scores.values[name]))[:quota]
+    error = None
+    if sum(min(min_filters, n) for n in widths) > quota:
+        error = "MIN_FILTERS"
+    elif min_filters == 0 and {name for _, _, name in best} != set(names):
+        error = "with no filter"
+    if error:
+        with pytest.raises(ValueError, match=error):
+            plan_from_scores(scores, graph, ratio, min_filters=min_filters)
         return
+    plan = plan_from_scores(scores, graph, ratio, min_filters=min_filters)
     kept = {name: [scores.values[name][i] for i in keep] for name, keep in plan.keep_indices.items()}
     gone = [v for name, values in scores.values.items() for v in np.delete(values, plan.keep_indices[name])]
-    assert sum(map(len, kept.values())) == int(ratio * sum(widths))
+    assert sum(map(len, kept.values())) == quota
     free = [v for name, values in kept.items() for v in sorted(values)[: max(len(values) - min_filters, 0)]]
     assert not gone or not free or min(free) >= max(gone)
     assert all(len(kept[name]) >= min(min_filters, n) for name, n in names.items())
@@ -107,7 +116,7 @@ def test_filters_that_meet_in_a_sum_count_once_and_stay_together():
     values = {layer.name: np.full(layer.num_filters, 1.0) for layer in graph.prunable}
     values["backbone_2d.residual.0"][[2, 5]] = 9.0
     scores = replace(scores_of(), values=values)
-    plan = plan_from_scores(scores, graph, 0.5)
+    plan = plan_from_scores(scores, graph, 0.5, min_filters=1)
     assert {2, 5} <= set(plan.keep_indices["backbone_2d.residual.0"])
     assert plan.keep_indices["backbone_2d.residual.0"] == plan.keep_indices["backbone_2d.stem.1"]
     assert sum(len(keep) for name, keep in plan.keep_indices.items() if name != "backbone_2d.stem.1") == int(0.5 * 25)

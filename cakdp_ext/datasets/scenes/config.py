@@ -30,9 +30,9 @@ class LidarConfig:
         dropout: share of shots without a return at zero range; at ``max_range`` it is four times as large.
     """
 
-    beams: int = 48
+    beams: int = 40
     elevations: tuple[float, float, float] = (2.0, -8.5, -24.8)
-    azimuth_step: float = 0.2
+    azimuth_step: float = 0.25
     field_of_view: float = 90.0
     height: float = 1.73
     max_range: float = 70.0
@@ -75,7 +75,7 @@ class TrafficConfig:
     vans: tuple[int, int] = (0, 1)
     misc: tuple[int, int] = (0, 1)
     far_cars: tuple[int, int] = (0, 3)
-    reach: float = 35.0
+    reach: float = 26.0
 
     def __post_init__(self) -> None:
         for name in ("cars", "pedestrians", "cyclists", "vans", "misc", "far_cars"):
@@ -127,12 +127,12 @@ class SceneConfig:
         street: everything else.
     """
 
-    num_train: int = 240
+    num_train: int = 216
     num_val: int = 80
     seed: int = 0
     min_points: int = 4
     min_visible: float = 0.08
-    label_distance: float = 36.0
+    label_distance: float = 26.0
     lidar: LidarConfig = field(default_factory=LidarConfig)
     traffic: TrafficConfig = field(default_factory=TrafficConfig)
     street: StreetConfig = field(default_factory=StreetConfig)
