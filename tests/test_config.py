@@ -36,7 +36,9 @@ def test_bases_nest_and_are_found_beside_the_file_that_names_them(tmp_path, monk
     write(tmp_path / "a/root.yaml", "X: {P: 1, Q: [1, 2], R: 3}\nY: old\n")
     write(tmp_path / "a/b/mid.yaml", "_BASE_CONFIG_: ../root.yaml\nX: {Q: [9]}\n")
     write(tmp_path / "a/b/data.yaml", "PATH: here\n")
-    leaf = write(tmp_path / "a/b/c/leaf.yaml", "_BASE_CONFIG_: ../mid.yaml\nX: {P: 5}\nD: {_BASE_CONFIG_: ../data.yaml, N: 1}\n")
+    leaf = write(
+        tmp_path / "a/b/c/leaf.yaml", "_BASE_CONFIG_: ../mid.yaml\nX: {P: 5}\nD: {_BASE_CONFIG_: ../data.yaml, N: 1}\n"
+    )
     monkeypatch.chdir("/")
     config = load_config(leaf)
     assert config.X == {"P": 5, "Q": [9], "R": 3}

@@ -31,7 +31,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         checkpoints = [find_checkpoint(args.ckpt or run.path)]
     with workers(args.device) as place, logging_to(run.path / "eval", "log_eval", place.is_main):
         evaluate_checkpoints(
-            config, run, place, checkpoints, args.workers, split=args.split, tag=args.eval_tag, batch_size=args.batch_size
+            config,
+            run,
+            place,
+            checkpoints,
+            args.workers,
+            split=args.split,
+            tag=args.eval_tag,
+            batch_size=args.batch_size,
         )
 
 

@@ -2,7 +2,8 @@
 
 spconv 2.3.8 runs on CPU but for four slips: its backward pass asks for the current CUDA stream whatever the device, a
 convolution with a bias refuses to run in eval mode, a build for CUDA chooses an algorithm that knows no CPU tensors,
-and with more than one thread some rows of a convolution come out wrong, others each time. All are cured from outside when this module is imported; what spconv does with CUDA tensors stays as it is.
+and with more than one thread some rows of a convolution come out wrong, others each time. All are cured from outside
+when this module is imported; what spconv does with CUDA tensors stays as it is.
 """
 
 from __future__ import annotations

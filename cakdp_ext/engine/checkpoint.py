@@ -13,8 +13,8 @@ from torch import nn
 from cakdp_ext import __version__
 from cakdp_ext.engine.runs import RunFolder, atomic_path
 
-_NUMPY_SCALARS = [
-    np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar,
+_NUMPY_SCALARS: list[Any] = [
+    np.float64(0).__reduce__()[0],  # the private function that NumPy pickles its scalars with
     np.dtype,
     type(np.dtype(np.float64)),
 ]

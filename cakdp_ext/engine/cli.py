@@ -63,8 +63,9 @@ def one_line(error: BaseException) -> str:
 
 
 def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """Run a command; errors that its user can mend end it with one line and exit code 2
-    (``CAKDP_DEBUG=1`` shows where they came from).
+    """Run a command; errors that its user can mend end it with one line and exit code 2.
+
+    ``CAKDP_DEBUG=1`` shows where such an error came from.
 
     Args:
         main: the command.

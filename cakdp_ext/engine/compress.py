@@ -21,7 +21,7 @@ from cakdp_ext.engine.build import channel_graph, distill_config, load_source_co
 from cakdp_ext.engine.checkpoint import find_checkpoint
 from cakdp_ext.engine.data import build_split, evaluation_loader
 from cakdp_ext.engine.distributed import Workers, barrier
-from cakdp_ext.engine.evaluate import test_detector
+from cakdp_ext.engine.evaluate import evaluate_detector
 from cakdp_ext.engine.measure import cost_frames, measure_cost
 from cakdp_ext.engine.prune import make_plan, required_pruning, score, unpruned_student
 from cakdp_ext.engine.report import Birdview, BirdviewPanel, Report, ReportRow, console_table, render_report
@@ -61,7 +61,6 @@ def compress(config: EasyDict, run: RunFolder, place: Workers, request: TrainReq
     _require_sources(config)
     dataset = build_split(config, str(config.DATA_CONFIG.DATA_SPLIT["test"]))
     if place.is_main:
-        run.create(config.CONFIG_FILE)
         _plan(config, run, Workers(0, 1, place.device), request.num_workers)
     barrier()
     plan = load_plan(required_pruning(config).plan or run.plan)
@@ -92,7 +91,7 @@ def _require_sources(config: EasyDict) -> None:
     sources = [required_pruning(config).student]
     distill = distill_config(config)
     if distill is not None:
-        sources.append(distill.teacher)  # type: ignore[arg-type]
+        sources.append(distill.teacher)
     for source in sources:
         load_source_config(source, config.CONFIG_FILE)
         find_checkpoint(source.ckpt)
@@ -118,9 +117,7 @@ def _require_keep_ratio(run: RunFolder, keep_ratio: float) -> None:
         )
 
 
-def _contestants(
-    config: EasyDict, run: RunFolder, plan: PruningPlan, geometry: LidarGeometry
-) -> Iterator[Contestant]:
+def _contestants(config: EasyDict, run: RunFolder, plan: PruningPlan, geometry: LidarGeometry) -> Iterator[Contestant]:
     """Teacher, student, the cut alone, and the trained cut before and after its IoU mask."""
     distill = distill_config(config)
     if distill is not None:
@@ -145,7 +142,7 @@ def _row(each: Contestant, dataset: LidarDataset, place: Workers, run: RunFolder
     model = each.model.to(place.device)
     loader = evaluation_loader(dataset, place, batch_size=1, num_workers=num_workers)
     folder = run.path / "eval" / "report" / each.name.replace(" ", "_")
-    result = test_detector(model, dataset, loader, place, folder, f"test {each.name}", quiet=True)
+    result = evaluate_detector(model, dataset, loader, place, folder, f"test {each.name}", quiet=True)
     cost = measure_cost(model, cost_frames(dataset, place.device))
     shown = {k: v for k, v in result.evaluation.metrics.items() if k.endswith("_R40") and not k.startswith("mAP")}
     return ReportRow(

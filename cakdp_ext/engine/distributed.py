@@ -59,7 +59,9 @@ def _pick_device(name: str | None, local_rank: int) -> torch.device:
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}, but this PyTorch ({torch.__version__}) sees no CUDA device; use --device cpu")
+        raise ValueError(
+            f"--device {name}, but this PyTorch ({torch.__version__}) sees no CUDA device; use --device cpu"
+        )
     try:
         return torch.device(f"cuda:{local_rank}") if name == "cuda" else torch.device(name)
     except RuntimeError as error:

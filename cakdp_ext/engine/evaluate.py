@@ -30,7 +30,7 @@ RECALL_THRESHOLDS = (0.3, 0.5, 0.7)
 
 
 @dataclass(frozen=True)
-class TestResult:
+class DetectorResult:
     """What testing a detector gave.
 
     Attributes:
@@ -38,8 +38,6 @@ class TestResult:
         annotations: detections of every frame in KITTI's terms, in the data set's order.
         seconds_per_frame: detector time, data loading apart.
     """
-
-    __test__ = False  # not a test class of pytest
 
     evaluation: Evaluation
     annotations: list[dict[str, Any]]
@@ -82,7 +80,7 @@ def _count_recalled(counts: dict[str, int], batch: Batch, detections: Sequence[D
                 counts[f"rcnn_{threshold}"] += int((best > threshold).sum())
 
 
-def test_detector(
+def evaluate_detector(
     model: nn.Module,
     dataset: LidarDataset,
     loader: DataLoader,
@@ -91,7 +89,7 @@ def test_detector(
     desc: str = "test",
     *,
     quiet: bool = False,
-) -> TestResult:
+) -> DetectorResult:
     """Test a detector on a data set and write its files.
 
     Args:
@@ -114,7 +112,7 @@ def test_detector(
     recall = _recall([share[1] for share in shares])
     lines = [f"{key}: {value:.4f}" for key, value in recall.items()]
     evaluation = Evaluation({**evaluation.metrics, **recall}, evaluation.text + "\n" + "\n".join(lines))
-    result = TestResult(evaluation, ordered, sum(share[2] for share in shares) / max(len(ordered), 1))
+    result = DetectorResult(evaluation, ordered, sum(share[2] for share in shares) / max(len(ordered), 1))
     if folder is not None and place.is_main:
         write_result(result, folder)
         if not quiet:
@@ -122,15 +120,12 @@ def test_detector(
     return result
 
 
-test_detector.__test__ = False  # type: ignore[attr-defined] # not a test of pytest
-
-
 def _recall(counts: Sequence[Mapping[str, int]]) -> dict[str, float]:
     total = {key: sum(part[key] for part in counts) for key in counts[0]}
     return {f"recall/{key}": total[key] / max(total["gt"], 1) for key in total if key != "gt"}
 
 
-def write_result(result: TestResult, folder: Path) -> None:
+def write_result(result: DetectorResult, folder: Path) -> None:
     """Write detections and figures in OpenPCDet's layout."""
     with atomic_path(folder / "result.pkl") as path:
         path.write_bytes(pickle.dumps(result.annotations))
@@ -149,7 +144,7 @@ def evaluate_checkpoints(
     split: str | None = None,
     tag: str = "default",
     batch_size: int | None = None,
-) -> dict[str, TestResult]:
+) -> dict[str, DetectorResult]:
     """Test checkpoints of a run and write each one's figures.
 
     Args:
@@ -173,13 +168,13 @@ def evaluate_checkpoints(
     for file in checkpoints:
         model = restore_student(config, dataset.geometry, file).model.to(place.device)
         folder = run.evaluation(epoch_of(file), split, tag)
-        results[file.name] = test_detector(model, dataset, loader, place, folder, f"test {file.stem}")
+        results[file.name] = evaluate_detector(model, dataset, loader, place, folder, f"test {file.stem}")
         if place.is_main:
             _to_tensorboard(run, results[file.name], epoch_of(file), split)
     return results
 
 
-def _to_tensorboard(run: RunFolder, result: TestResult, epoch: str, split: str) -> None:
+def _to_tensorboard(run: RunFolder, result: DetectorResult, epoch: str, split: str) -> None:
     if not epoch.isdigit():
         return
     with SummaryWriter(str(run.tensorboard / f"eval_{split}")) as writer:

@@ -44,6 +44,8 @@ class OptimizationConfig:
         for name in ("batch_size_per_gpu", "num_epochs", "lr"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name.upper()} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.pct_start < 1:
+            raise ValueError(f"PCT_START must be at least 0 and below 1, got {self.pct_start}")
 
 
 def build_optimizer(model: nn.Module, config: OptimizationConfig) -> Optimizer:
@@ -53,12 +55,15 @@ def build_optimizer(model: nn.Module, config: OptimizationConfig) -> Optimizer:
 
 
 def build_schedule(optimizer: Optimizer, config: OptimizationConfig, total_steps: int) -> LRScheduler:
-    """One cycle over ``total_steps`` optimizer steps; momentum runs against the learning rate."""
+    """One cycle over ``total_steps`` optimizer steps; momentum runs against the learning rate.
+
+    The rise ends a hair early: PyTorch divides by zero where it lasts exactly one step.
+    """
     return OneCycleLR(
         optimizer,
         max_lr=config.lr,
         total_steps=max(total_steps, 2),
-        pct_start=config.pct_start,
+        pct_start=config.pct_start * (1 - 1e-9),
         base_momentum=config.moms[1],
         max_momentum=config.moms[0],
         div_factor=config.div_factor,

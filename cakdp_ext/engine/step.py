@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import cast
 
 from torch import Tensor, nn
 
 from cakdp_ext.config import ConfigError
 from cakdp_ext.distillation import DistillConfig, FrozenTeacher, build_method, check_sites
-from cakdp_ext.types import Batch, TrainingOutput
+from cakdp_ext.types import Batch, OneStageStudent, TrainingOutput
 
 
 class TrainingStep:
@@ -32,7 +32,7 @@ class TrainingStep:
         teacher: FrozenTeacher | None = None,
         distill: DistillConfig | None = None,
     ) -> None:
-        self.student: Any = student
+        self.student = cast(OneStageStudent, student)  # plain training asks for less than the protocol holds
         self.forward = forward or student
         self.teacher = teacher
         self.method = build_method(distill) if teacher is not None and distill is not None else None

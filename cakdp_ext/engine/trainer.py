@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tensorboardX import SummaryWriter
@@ -83,7 +83,7 @@ class Trainer:
     extra_state: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.model: nn.Module = self.step.student
+        self.model = cast(nn.Module, self.step.student)
         self.optimizer = build_optimizer(self.model, self.optimization)
         self.schedule = build_schedule(self.optimizer, self.optimization, self.options.epochs * len(self.loader))
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.options.use_amp and self.place.device.type == "cuda")
@@ -117,11 +117,11 @@ class Trainer:
         sums: dict[str, float] = {}
         with bar:
             for batch in self.loader:
-                rate = self.schedule.get_last_lr()[0]
+                rate = float(self.schedule.get_last_lr()[0])
                 losses = self._train_step(batch.to(self.place.device))
                 self.position.step_in_epoch += 1
                 self.position.iteration += 1
-                named = {"loss": sum(losses.values()), **losses}
+                named = {"loss": torch.stack([value.float() for value in losses.values()]).sum(), **losses}
                 if self.position.iteration % self.options.log_every == 0 or self.position.step_in_epoch == 1:
                     self._log(named, rate, writer)
                 for key, value in named.items():
@@ -234,12 +234,12 @@ class Trainer:
             raise CheckpointError(f"{where} was not written by this engine; give it as --pretrained_model instead")
         if _cut_of(content) != _cut_of(self.extra_state):
             raise CheckpointError(f"{where} was cut by another plan; use another --extra_tag")
-        steps = content["schedule_state"]["total_steps"]
-        if steps != self.schedule.total_steps:  # type: ignore[attr-defined]
+        before = content["schedule_state"]["total_steps"], content["batch_size"] * len(content["random_state"])
+        now = self.schedule.total_steps, self.sampler.batch_size * self.place.world_size  # type: ignore[attr-defined]
+        if before != now:
             raise CheckpointError(
-                f"{where} belongs to a training of {steps} steps, this one has "
-                f"{self.schedule.total_steps}; "  # type: ignore[attr-defined]
-                "keep epochs, batch size and frames, or use another --extra_tag"
+                f"{where} belongs to a training of {before[0]} steps of {before[1]} frames, this one has {now[0]} of "
+                f"{now[1]}; keep epochs, batch size and frames, or use another --extra_tag"
             )
 
 

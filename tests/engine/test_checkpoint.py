@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from cakdp_ext.engine.checkpoint import CheckpointError, find_checkpoint, load_weights, read_checkpoint, write_checkpoint
+from cakdp_ext.engine.checkpoint import (
+    CheckpointError,
+    find_checkpoint,
+    load_weights,
+    read_checkpoint,
+    write_checkpoint,
+)
 
 
 def net(width=4):

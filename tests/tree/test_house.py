@@ -25,7 +25,9 @@ def imported_parts(path):
             yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("cakdp_ext."))
 
 
-@pytest.mark.parametrize("part", sorted(p.name for p in (ROOT / "cakdp_ext").iterdir() if p.is_dir() and p.name in LAYER))
+@pytest.mark.parametrize(
+    "part", sorted(p.name for p in (ROOT / "cakdp_ext").iterdir() if p.is_dir() and p.name in LAYER)
+)
 def test_imports_point_down_the_house(part):
     for path in (ROOT / "cakdp_ext" / part).rglob("*.py"):
         for other in imported_parts(path):
