@@ -107,9 +107,9 @@ def logging_to(folder: Path, prefix: str, is_main: bool = True) -> Iterator[logg
 
     Nested blocks share one console and write to each of their files.
     """
+    previous, level, propagate = list(LOG.handlers), LOG.level, LOG.propagate
     LOG.setLevel(logging.INFO if is_main else logging.ERROR)
     LOG.propagate = False
-    previous = list(LOG.handlers)
     handlers: list[logging.Handler] = [] if previous else [_TqdmHandler()]
     if is_main:
         folder.mkdir(parents=True, exist_ok=True)
@@ -122,4 +122,5 @@ def logging_to(folder: Path, prefix: str, is_main: bool = True) -> Iterator[logg
     finally:
         for handler in handlers:
             handler.close()
-        LOG.handlers = previous
+        LOG.handlers, LOG.propagate = previous, propagate
+        LOG.setLevel(level)

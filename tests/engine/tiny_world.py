@@ -132,7 +132,7 @@ def make_world(root: Path) -> World:
 
 
 def _tree(world: World, name: str) -> dict[str, Any]:
-    model: dict[str, Any] = {"BACKBONE_2D": NARROW, "POST_PROCESSING": ALL_BOXES}
+    model: dict[str, Any] = {"BACKBONE_2D": NARROW, "POST_PROCESSING": dict(ALL_BOXES)}
     if name == "voxel_rcnn":
         model["ROI_HEAD"] = ROI_HEAD
     if name in ("second_pruned", "second_cakdp"):
@@ -140,6 +140,7 @@ def _tree(world: World, name: str) -> dict[str, Any]:
     if name == "second_cakdp":
         teacher = {"CFG": world.cfg("voxel_rcnn"), "CKPT": str(world.run("voxel_rcnn").path)}
         model["DISTILL"] = {"TEACHER": teacher, "SCORE_THRESH": 0.001}
+        model["POST_PROCESSING"]["IOU_REFINEMENT"] = {"MODE": "mask", "DELTA": 0.001}
     return {
         "_BASE_CONFIG_": str(SHIPPED / f"{name}.yaml"),
         "DATA_CONFIG": merge(DATA, {"DATA_PATH": str(world.data)}),
