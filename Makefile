@@ -16,7 +16,7 @@ help:
 setup: $(READY)
 $(READY): requirements.txt requirements-dev.txt pyproject.toml setup.py $(wildcard ops/*.cpp ops/*/*.cpp ops/*/*.h)
 	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
-	$(RUN)/python -m pip install --progress-bar on --upgrade pip "setuptools>=68" wheel
+	$(RUN)/python -m pip install --progress-bar on --upgrade pip "setuptools>=77" wheel
 	$(RUN)/python -m pip install --progress-bar on -r requirements-dev.txt
 	$(RUN)/python -m pip install --no-build-isolation --no-deps -e .
 	touch $@

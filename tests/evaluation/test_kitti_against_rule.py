@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from kitti_frames import annotations, random_frames
+from random_frames import annotations, random_frames
 from kitti_reference import overlap, reference_ap, sampled
 
 from cakdp_ext.evaluation import evaluate_kitti, overlaps

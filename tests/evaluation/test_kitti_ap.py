@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from kitti_frames import annotation, annotations, thing
+from random_frames import annotation, annotations, thing
 
 from cakdp_ext.evaluation import evaluate_kitti
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from kitti_frames import annotations, thing
+from random_frames import annotations, thing
 
 from cakdp_ext.evaluation import evaluate_kitti
 
