@@ -103,11 +103,13 @@ def evaluation_loader(dataset: LidarDataset, place: Workers, *, batch_size: int,
 
 
 def _loader(dataset: Any, batch_size: int, num_workers: int, sampler: Any, place: Workers) -> DataLoader:
+    num_workers = min(num_workers, os.cpu_count() or 1)
     return DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
-        num_workers=min(num_workers, os.cpu_count() or 1),
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
         collate_fn=collate,
         pin_memory=place.device.type == "cuda",
         generator=torch.Generator(),  # so that opening a loader draws nothing from the model's random numbers

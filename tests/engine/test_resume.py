@@ -1,0 +1,181 @@
+"""A killed run goes on by the same command and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+from tiny_world import STEPS, start
+
+from cakdp_ext.engine.checkpoint import read_checkpoint
+from cakdp_ext.pruning import load_plan, load_scores, save_plan
+from cakdp_ext.types import PruningPlan
+
+pytestmark = pytest.mark.xdist_group("engine")
+PATIENCE = 120.0
+
+
+def kill_once(process, is_reached):
+    """Wait until ``is_reached()``, then kill the process the hard way."""
+    deadline = time.monotonic() + PATIENCE
+    try:
+        while not is_reached():
+            assert process.poll() is None, f"it ended too early:\n{process.stdout.read()}"
+            assert time.monotonic() < deadline, "it never came so far"
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait(PATIENCE) == -signal.SIGKILL
+    finally:
+        process.kill()
+        process.stdout.close()
+
+
+def differing(one, two, path=""):
+    """Paths of everything that two nested checkpoints do not share exactly."""
+    if isinstance(one, torch.Tensor):
+        return [] if isinstance(two, torch.Tensor) and torch.equal(one, two) else [path]
+    if isinstance(one, dict) and isinstance(two, dict):
+        return [p for key in {*one, *two} for p in differing(one.get(key), two.get(key), f"{path}/{key}")]
+    if isinstance(one, list | tuple) and isinstance(two, list | tuple) and len(one) == len(two):
+        return [p for i, pair in enumerate(zip(one, two, strict=True)) for p in differing(*pair, f"{path}/{i}")]
+    return [] if one == two else [path]
+
+
+def contents(folder):
+    """Every file of a run but its logs, with what it holds."""
+    files = (path for path in folder.path.rglob("*") if path.is_file() and path.suffix != ".log")
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+@pytest.mark.parametrize("name", ["second_cakdp", "voxel_rcnn"])
+def test_training_killed_within_an_epoch_ends_with_exactly_the_same_weights(compressed, name):
+    # The one has a plan, a teacher and an IoU head; the other dropout and randomly sampled RoIs.
+    options = ["--epochs", 2, "--batch_size", 1, "--ckpt_save_time_interval", 0, "--num_epochs_to_eval", 0]
+    if name == "second_cakdp":
+        options += ["--set", "MODEL.PRUNING.PLAN", compressed.run(name).plan]
+    whole, killed = compressed.run(name, "whole"), compressed.run(name, "killed")
+    assert compressed.command("train", name, *options, tag="whole").code == 0
+
+    latest, middle = killed.ckpt / "latest_model.pth", 3
+    process = start("train", *compressed.argv("train", name, "killed"), *options)
+    kill_once(process, lambda: latest.is_file() and read_checkpoint(latest)["it"] >= middle)
+    found = read_checkpoint(latest)
+    assert (found["epoch"], found["it"]) == (0, found["step_in_epoch"])
+    assert middle <= found["it"] < 2 * STEPS, "it must be killed within the first epoch"
+    assert killed.checkpoints() == []
+
+    outcome = compressed.command("train", name, *options, tag="killed")
+    assert outcome.code == 0, outcome.err
+    assert f"resumed at epoch 0, step {found['it']}" in outcome.out
+    one, two = (read_checkpoint(folder.ckpt / "checkpoint_epoch_2.pth") for folder in (whole, killed))
+    assert two["it"] == 4 * STEPS
+    assert {"model_state", "optimizer_state", "schedule_state", "random_state"} <= set(one)
+    assert differing(one, two) == []
+    first = read_checkpoint(whole.ckpt / "checkpoint_epoch_1.pth")
+    assert len(differing(first["model_state"], one["model_state"])) > 50, "two epochs must not end like one"
+
+
+def test_scoring_killed_between_frames_gives_the_same_scores(compressed):
+    argv = compressed.argv("score_filters", "second_cakdp", "killed_scoring")
+    run = compressed.run("second_cakdp", "killed_scoring")
+    kill_once(start("score_filters", *argv), run.scores.is_file)
+    begun = load_scores(run.scores)
+    assert len(begun.frame_ids) == 1
+    outcome = compressed.command("prune", "second_cakdp", tag="killed_scoring")
+    assert "lacks 1 of 2 frames; run tools/score_filters.py again" in outcome.error
+    assert not run.plan.is_file()
+
+    outcome = compressed.command("score_filters", "second_cakdp", tag="killed_scoring")
+    assert outcome.code == 0, outcome.err
+    assert "on 2 frames of held_out, 1 done" in outcome.out
+    assert run.scores.read_bytes() == compressed.run("second_cakdp").scores.read_bytes()
+
+
+def test_scoring_again_counts_no_frame_twice(compressed):
+    run = compressed.run("second_cakdp")
+    before = run.scores.read_bytes()
+    outcome = compressed.command("score_filters", "second_cakdp")
+    assert outcome.code == 0, outcome.err
+    assert run.scores.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--epochs", 3), "a training of 4 steps of 2 frames, this one has 12 of 2; keep epochs, batch size and frames"),
+        (("--batch_size", 4), "a training of 4 steps of 2 frames, this one has 2 of 4"),
+        (("--set", "DATA_CONFIG.NUM_HELD_OUT", 4), "a training of 4 steps of 2 frames, this one has 3 of 2"),
+        (("--batch_size", 2, "--set", "DATA_CONFIG.NUM_HELD_OUT", 3), None),
+    ],
+)
+def test_resume_refuses_another_length_and_changes_nothing(trained, options, message):
+    run = trained.run("second")
+    before = contents(run)
+    outcome = trained.command("train", "second", "--num_epochs_to_eval", 0, *options)
+    if message is None:  # seven frames are four steps too: as long, so it goes on, and has nothing left to do
+        assert outcome.code == 0, outcome.err
+        return
+    assert message in outcome.error
+    assert "use another --extra_tag" in outcome.error
+    assert contents(run) == before
+
+
+def test_resume_refuses_another_plan_and_changes_nothing(compressed, tmp_path):
+    run = compressed.run("second_cakdp")
+    plan = load_plan(run.plan)
+    layer, kept = next(iter(plan.keep_indices.items()))
+    other = PruningPlan({**plan.keep_indices, layer: kept[1:]}, plan.num_filters, plan.fingerprint, plan.source)
+    save_plan(tmp_path / "other.json", other)
+    before = contents(run)
+    outcome = compressed.command("train", "second_cakdp", "--set", "MODEL.PRUNING.PLAN", tmp_path / "other.json")
+    assert "was cut by another plan; use another --extra_tag" in outcome.error
+    assert contents(run) == before
+
+
+def test_resume_takes_the_same_cut_from_another_file(compressed, tmp_path):
+    plan = load_plan(compressed.run("second_cakdp").plan)
+    save_plan(tmp_path / "copy.json", PruningPlan(plan.keep_indices, plan.num_filters, plan.fingerprint, {"by": "hand"}))
+    options = ("--num_epochs_to_eval", 0, "--set", "MODEL.PRUNING.PLAN", tmp_path / "copy.json")
+    outcome = compressed.command("train", "second_cakdp", *options)
+    assert outcome.code == 0, outcome.err
+    assert "resumed at epoch 1" in outcome.out
+
+
+def test_resume_refuses_a_checkpoint_of_another_engine(trained):
+    run = trained.run("second", "foreign")
+    content = read_checkpoint(trained.run("second").path)
+    kept = {key: content[key] for key in ("model_state", "optimizer_state", "epoch", "it")}
+    run.ckpt.mkdir(parents=True)
+    torch.save(kept, run.ckpt / "checkpoint_epoch_1.pth")
+    before = contents(run)
+    outcome = trained.command("train", "second", tag="foreign")
+    assert "was not written by this engine; give it as --pretrained_model instead" in outcome.error
+    assert contents(run) == before
+
+
+def test_resume_refuses_a_truncated_checkpoint_and_names_it(trained):
+    run = trained.run("second", "truncated")
+    run.ckpt.mkdir(parents=True)
+    file = trained.run("second").checkpoints()[-1]
+    (run.ckpt / file.name).write_bytes(file.read_bytes()[:50_000])
+    before = contents(run)
+    outcome = trained.command("train", "second", tag="truncated")
+    assert f"{run.ckpt / file.name} cannot be read as a checkpoint" in outcome.error
+    assert contents(run) == before
+
+
+def test_a_process_that_may_not_be_killed_is_interrupted_with_a_hint(trained):
+    argv = trained.argv("train", "second", "interrupted")
+    run = trained.run("second", "interrupted")
+    process = start("train", *argv, "--epochs", 50, "--ckpt_save_time_interval", 0)
+    deadline = time.monotonic() + PATIENCE
+    while not (run.ckpt / "latest_model.pth").is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, out
+    assert "interrupted; run the same command again to go on" in out
+    assert "Traceback" not in out
