@@ -15,6 +15,7 @@ from cakdp_ext.datasets import LidarDataset
 from cakdp_ext.engine.build import (
     channel_graph,
     class_logits,
+    distill_config,
     load_source_config,
     pruning_config,
     restore_student,
@@ -36,7 +37,8 @@ from cakdp_ext.types import Batch, FilterScores, LidarGeometry, PruningPlan
 
 
 def required_pruning(config: EasyDict) -> PruningConfig:
-    """Read ``MODEL.PRUNING``, which the stage cannot do without."""
+    """Read ``MODEL.PRUNING``, which the stage cannot do without; a mistake in ``MODEL.DISTILL`` comes out here too."""
+    distill_config(config)
     pruning = pruning_config(config)
     if pruning is None:
         raise ConfigError(f"{config.CONFIG_FILE} has no MODEL.PRUNING section; there is nothing to prune")

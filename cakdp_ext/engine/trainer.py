@@ -141,7 +141,7 @@ class Trainer:
             losses = self.step(batch)
         loss = torch.stack([value.float() for value in losses.values()]).sum()
         if not torch.isfinite(loss):
-            values = ", ".join(f"{key} {float(value):g}" for key, value in losses.items())
+            values = ", ".join(f"{key} {float(value.detach()):g}" for key, value in losses.items())
             raise FloatingPointError(
                 f"loss is {float(loss)} at iteration {self.position.iteration} ({values}) in frames "
                 f"{', '.join(batch.frame_ids)}; lower OPTIMIZATION.LR or train without --use_amp"

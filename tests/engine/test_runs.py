@@ -57,3 +57,11 @@ def test_only_the_first_process_talks(tmp_path, capsys):
         log.info("quiet")
     assert "quiet" not in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_logger_is_left_as_it_was(tmp_path):
+    log = logging.getLogger("cakdp_ext")
+    before = (log.level, log.propagate, list(log.handlers))
+    with logging_to(tmp_path, "train"):
+        assert (log.level, log.propagate) == (logging.INFO, False)
+    assert (log.level, log.propagate, list(log.handlers)) == before

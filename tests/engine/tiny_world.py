@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -115,9 +116,8 @@ class Outcome:
         """The one line in which the command says what was wrong."""
         assert self.code == 2, self.err
         assert "Traceback" not in self.err
-        last = self.err.rpartition("\r")[2].strip()
+        last = [line for line in re.split(r"[\r\n]+", self.err) if line.strip()][-1]
         assert last.startswith("error: "), self.err
-        assert len(last.splitlines()) == 1, self.err
         return last
 
 

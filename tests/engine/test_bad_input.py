@@ -1,0 +1,429 @@
+"""What a user gets wrong ends in exit code 2 and one line that says what to do; poor frames are no mistake."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tiny_world import PROJECT, SHIPPED, Outcome, command, environment, scalars
+from torch._utils import ExceptionWrapper
+
+from cakdp_ext.config import ConfigError
+from cakdp_ext.datasets import make_infos
+from cakdp_ext.engine.cli import one_line, run_command
+
+pytestmark = pytest.mark.xdist_group("engine")
+
+LAYOUT = "set DATA_PATH to the folder that holds these"
+
+
+def train_on(world, data, *options, name="second", tag="bad"):
+    return world.command("train", name, *options, "--set", "DATA_CONFIG.DATA_PATH", data, tag=tag)
+
+
+def infos(data):
+    return command("make_infos", "--cfg", SHIPPED / "data.yaml", "--data_path", data, "--workers", 1)
+
+
+# --- data
+
+
+@pytest.mark.parametrize("tool", ["train", "test"])
+def test_missing_data_folder(trained, tool):
+    missing = trained.root / "nowhere"
+    outcome = trained.command(tool, "second", "--set", "DATA_CONFIG.DATA_PATH", missing)
+    assert f"no data folder {missing}" in outcome.error
+    assert LAYOUT in outcome.error
+
+
+def test_info_files_not_made_yet(trained, tmp_path):
+    data = trained.copy_data(tmp_path)
+    (data / "kitti_infos_train.pkl").unlink()
+    assert f"make it with: python tools/make_infos.py --data_path {data}" in train_on(trained, data).error
+
+
+def test_missing_calibration_file(world, tmp_path):
+    data = world.copy_data(tmp_path)
+    missing = data / "training" / "calib" / "000003.txt"
+    missing.unlink()
+    before = sorted(path.name for path in data.iterdir())
+    error = infos(data).error
+    assert f"no file {missing}, needed for frame 000003" in error
+    assert LAYOUT in error
+    assert sorted(path.name for path in data.iterdir()) == before
+
+
+def test_malformed_label_line_is_named_by_number(world, tmp_path):
+    data = world.copy_data(tmp_path)
+    path = data / "training" / "label_2" / "000002.txt"
+    number = len(path.read_text().splitlines()) + 1
+    path.write_text(path.read_text() + "Car 0.0 zero\n")
+    assert f"{path}:{number}: expected 15 fields, or 16 with a score, got 3, in 'Car 0.0 zero'" in infos(data).error
+
+
+@pytest.fixture(scope="module")
+def truncated(world, tmp_path_factory):
+    """Data in which one scan was cut off after the info files were made, and the scan."""
+    data = world.copy_data(tmp_path_factory.mktemp("truncated"))
+    path = data / "training" / "velodyne" / "000003.bin"
+    path.write_bytes(path.read_bytes()[:-7])
+    return data, path
+
+
+def test_truncated_points_while_infos_are_made(truncated):
+    data, path = truncated
+    assert f"{path} is truncated or of another format" in infos(data).error
+
+
+def test_truncated_points_while_training(trained, truncated):
+    data, path = truncated
+    error = train_on(trained, data, tag="truncated").error
+    assert error.startswith(f"error: {path} is truncated or of another format")
+
+
+def test_real_process_names_the_file_that_its_loader_process_could_not_read(trained, truncated):
+    data, path = truncated
+    argv = [*trained.argv("train", "second", "truncated"), "--workers", 1, "--set", "DATA_CONFIG.DATA_PATH", data]
+    words = [sys.executable, PROJECT / "tools" / "train.py", *argv]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, env=environment())
+    error = Outcome(done.returncode, done.stdout, done.stderr).error
+    assert error.startswith(f"error: {path} is truncated or of another format")
+    assert error.endswith("copy it again")
+
+
+def test_missing_points(trained, tmp_path):
+    data = trained.copy_data(tmp_path)
+    path = data / "training" / "velodyne" / "000010.bin"
+    path.unlink()
+    outcome = trained.command("test", "second", "--set", "DATA_CONFIG.DATA_PATH", data)
+    assert f"no file {path}, needed for frame 000010" in outcome.error
+
+
+@pytest.mark.parametrize(("split", "tool"), [("train", "train"), ("val", "test"), ("val", "compress")])
+def test_empty_image_sets(compressed, tmp_path, split, tool):
+    data = compressed.copy_data(tmp_path)
+    (data / "ImageSets" / f"{split}.txt").write_text("")
+    make_infos(data, 1)
+    name = "second_cakdp" if tool == "compress" else "second"
+    outcome = compressed.command(tool, name, "--set", "DATA_CONFIG.DATA_PATH", data)
+    assert f"split {split} of {data} has no frames; list them in ImageSets/{split}.txt" in outcome.error
+
+
+def test_unknown_split(trained):
+    assert "no info file" in trained.command("test", "second", "--split", "valley").error
+
+
+def test_more_frames_held_out_than_there_are(trained):
+    outcome = trained.command("train", "second", "--set", "DATA_CONFIG.NUM_HELD_OUT", 10, tag="bad")
+    assert "DATA_CONFIG.NUM_HELD_OUT is 10, but train has 10 frames" in outcome.error
+
+
+# --- checkpoints
+
+
+def test_checkpoint_of_another_architecture(trained):
+    outcome = trained.command("test", "second", "--ckpt", trained.run("voxel_rcnn").path)
+    assert "checkpoint_epoch_1.pth has the unknown tensor roi_head." in outcome.error
+    assert "belongs to another model than the YAML describes" in outcome.error
+
+
+def test_checkpoint_of_other_widths_names_the_first_tensor(trained, tmp_path):
+    wide = {"BACKBONE_2D": {"NUM_FILTERS": [16, 24]}}
+    cfg = trained.variant("second", tmp_path, {"MODEL": wide})
+    outcome = command(
+        "test", "--cfg", cfg, "--workers", 0, "--output_dir", tmp_path, "--ckpt", trained.run("second").path
+    )
+    assert "backbone_2d.blocks.1.1.weight has shape (16, 16, 3, 3), the model expects (24, 16, 3, 3)" in outcome.error
+
+
+def test_pruned_checkpoint_under_an_unpruned_yaml(compressed):
+    outcome = compressed.command("test", "second", "--ckpt", compressed.run("second_cakdp").path)
+    assert "the checkpoint is pruned (keeps 50% of the filters)" in outcome.error
+    assert "has no MODEL.PRUNING section; use the YAML it was trained with" in outcome.error
+
+
+def test_unpruned_checkpoint_under_a_pruned_yaml(compressed):
+    outcome = compressed.command("test", "second_cakdp", "--ckpt", compressed.run("second").path)
+    assert "has a MODEL.PRUNING section, but nothing was pruned here; use the YAML it was trained with" in outcome.error
+
+
+@pytest.mark.parametrize("flag", ["--ckpt", "--pretrained_model"])
+def test_truncated_checkpoint(trained, tmp_path, flag):
+    cut = tmp_path / "cut.pth"
+    cut.write_bytes(trained.run("second").checkpoints()[-1].read_bytes()[:100_000])
+    outcome = trained.command("test" if flag == "--ckpt" else "train", "second", flag, cut, tag="bad")
+    assert f"{cut} cannot be read as a checkpoint" in outcome.error
+    assert "copy it again, or name another one" in outcome.error
+
+
+def test_truncated_checkpoint_of_the_teacher(compressed, tmp_path):
+    cut = tmp_path / "teacher.pth"
+    cut.write_bytes(compressed.run("voxel_rcnn").checkpoints()[-1].read_bytes()[:100_000])
+    plan = ("MODEL.PRUNING.PLAN", compressed.run("second_cakdp").plan)
+    outcome = compressed.command("train", "second_cakdp", "--set", "MODEL.DISTILL.TEACHER.CKPT", cut, *plan, tag="bad")
+    assert f"{cut} cannot be read as a checkpoint" in outcome.error
+
+
+def test_a_file_that_is_no_checkpoint_at_all(trained, tmp_path):
+    (tmp_path / "table.pth").write_bytes(pickle.dumps({"model_state": np.float64}))
+    with pytest.warns(UserWarning, match="pickle protocol"):
+        outcome = trained.command("test", "second", "--ckpt", tmp_path / "table.pth")
+    assert "table.pth cannot be read as a checkpoint" in outcome.error
+
+
+@pytest.mark.parametrize("key", ["MODEL.PRUNING.STUDENT.CKPT", "MODEL.DISTILL.TEACHER.CKPT"])
+def test_compress_looks_for_teacher_and_student_before_it_scores(trained, key):
+    outcome = trained.command("compress", "second_cakdp", "--set", key, "/no/such/run", tag="early")
+    assert "no checkpoint at /no/such/run; train the model first" in outcome.error
+    assert not trained.run("second_cakdp", "early").scores.exists()
+
+
+# --- configuration
+
+
+@pytest.mark.parametrize("tool", ["train", "score_filters", "prune", "compress", "test"])
+@pytest.mark.parametrize(
+    ("section", "valid"), [("DISTILL", "TEACHER, METHOD, ALPHA"), ("PRUNING", "KEEP_RATIO, STUDENT, MIN_FILTERS")]
+)
+def test_unknown_key_of_our_sections_is_named_with_file_and_valid_keys(compressed, tmp_path, tool, section, valid):
+    cfg = compressed.variant("second_cakdp", tmp_path, {"MODEL": {section: {"KEEPRATIO": 0.5}}})
+    options = ["--cfg", cfg, "--workers", 0, "--output_dir", tmp_path / "output"]
+    if tool == "test":
+        options += ["--ckpt", compressed.run("second_cakdp").path]
+    error = command(tool, *options).error
+    assert f"unknown key KEEPRATIO in MODEL.{section} of {cfg}; valid keys: {valid}" in error
+
+
+def test_keep_ratio_that_empties_a_layer(compressed):
+    run = compressed.run("second_cakdp")
+    before = run.plan.read_bytes()
+    outcome = compressed.command("prune", "second_cakdp", "--keep", 0.02, "--set", "MODEL.PRUNING.MIN_FILTERS", 0)
+    assert "KEEP_RATIO 0.02 leaves backbone_3d." in outcome.error
+    assert "with no filter; raise it or set MIN_FILTERS" in outcome.error
+    assert run.plan.read_bytes() == before
+
+
+def test_scores_of_another_model(compressed):
+    outcome = compressed.command(
+        "prune", "second_cakdp", "--set", "MODEL.PRUNING.SCORES", compressed.run("second_cakdp").scores,
+        "MODEL.PRUNING.STUDENT.CKPT", other_student(compressed),
+        tag="bad",
+    )  # fmt: skip
+    assert "holds the scores of another model than" in outcome.error
+    outcome = compressed.command(
+        "score_filters", "second_cakdp", "--set", "MODEL.PRUNING.STUDENT.CKPT", other_student(compressed)
+    )
+    assert "the previous scores are of another model (its weights differ)" in outcome.error
+
+
+def other_student(world):
+    run = world.run("second", "other_seed")
+    if not run.checkpoints():
+        assert world.command("train", "second", "--seed", 1, "--num_epochs_to_eval", 0, tag="other_seed").code == 0
+    return run.path
+
+
+def teach(world, teacher_cfg):
+    plan = ("MODEL.PRUNING.PLAN", world.run("second_cakdp").plan)
+    options = ("--set", "MODEL.DISTILL.TEACHER.CFG", teacher_cfg, *plan)
+    return world.command("train", "second_cakdp", *options, tag="bad")
+
+
+def test_teacher_with_other_anchors(compressed, tmp_path):
+    anchors = [dict(each) for each in compressed.config("voxel_rcnn").MODEL.DENSE_HEAD.ANCHOR_GENERATOR_CONFIG]
+    anchors[0]["anchor_sizes"] = [[4.2, 1.6, 1.56]]
+    tree = {"MODEL": {"DENSE_HEAD": {"ANCHOR_GENERATOR_CONFIG": anchors}}}
+    error = teach(compressed, compressed.variant("voxel_rcnn", tmp_path, tree)).error
+    assert "the anchors of student and teacher must be the same, these differ: anchor 0 (student" in error
+    assert "3.9, 1.6, 1.56" in error
+    assert "4.2, 1.6, 1.56" in error
+
+
+def test_teacher_with_other_classes(compressed, tmp_path):
+    cfg = compressed.variant("voxel_rcnn", tmp_path, {"CLASS_NAMES": ["Car", "Cyclist", "Pedestrian"]})
+    error = teach(compressed, cfg).error
+    assert f"teacher {cfg} knows the classes ['Car', 'Cyclist', 'Pedestrian']" in error
+    assert "they must be the same, in the same order" in error
+
+
+def test_teacher_with_another_range(compressed, tmp_path):
+    cfg = compressed.variant(
+        "voxel_rcnn", tmp_path, {"DATA_CONFIG": {"POINT_CLOUD_RANGE": [0, -6.4, -3, 25.6, 6.4, 1]}}
+    )
+    assert "teacher and student share their voxels, so both must be equal" in teach(compressed, cfg).error
+
+
+def test_teacher_with_one_stage(compressed):
+    options = ("MODEL.DISTILL.TEACHER.CKPT", compressed.run("second").path)
+    plan = ("MODEL.PRUNING.PLAN", compressed.run("second_cakdp").plan)
+    outcome = compressed.command(
+        "train",
+        "second_cakdp",
+        "--set",
+        "MODEL.DISTILL.TEACHER.CFG",
+        compressed.cfg("second"),
+        *options,
+        *plan,
+        tag="bad",
+    )
+    assert "use a two-stage detector, e.g. VoxelRCNN" in outcome.error
+
+
+@pytest.mark.parametrize(
+    ("tool", "missing"), [("train", "no pruning plan at"), ("prune", "no filter scores at"), ("test", "holds no ckpt")]
+)
+def test_stage_before_its_turn_says_what_to_run(trained, tool, missing):
+    run = trained.run("second_cakdp", "too_early")
+    run.path.mkdir(parents=True, exist_ok=True)
+    assert missing in trained.command(tool, "second_cakdp", tag="too_early").error
+    assert not run.ckpt.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--epochs", 0), "epochs of a training must be at least 1, got 0"),
+        (("--ckpt_save_interval", 0), "save_every of a training must be at least 1"),
+        (("--logger_iter_interval", 0), "log_every of a training must be at least 1"),
+        (("--batch_size", 0), "batch_size"),
+        (("--device", "banana"), "--device banana is none that PyTorch knows"),
+        (("--set", "OPTIMIZATION.LR", 0.0), "LR must be positive"),
+        (("--set", "OPTIMIZATION.PCT_START", 1.0), "PCT_START must be at least 0 and below 1"),
+        (("--set", "OPTIMIZATION.LEARNING_RATE", 1), "no key 'LEARNING_RATE' under OPTIMIZATION"),
+        (("--set", "DATA_CONFIG.DATASET", "NuScenes"), "unknown DATASET 'NuScenes'; known data sets: KittiDataset"),
+    ],
+)
+def test_flags_that_make_no_sense(trained, options, message):
+    assert message in trained.command("train", "second", *options, tag="flags").error
+    assert not trained.run("second", "flags").ckpt.exists()
+
+
+def test_yaml_of_a_data_set_where_a_model_is_wanted(tmp_path):
+    outcome = command("train", "--cfg", SHIPPED / "data.yaml", "--output_dir", tmp_path)
+    assert "data.yaml has no CLASS_NAMES, DATA_CONFIG, MODEL, OPTIMIZATION" in outcome.error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_folder_that_cannot_be_made(trained, tmp_path):
+    (tmp_path / "file").touch()
+    options = ("--workers", 0, "--output_dir", tmp_path / "file")
+    assert str(tmp_path / "file") in command("train", "--cfg", trained.cfg("second"), *options).error
+
+
+# --- how errors come out
+
+
+@pytest.mark.parametrize("error", [ConfigError("a.yaml: wrong; do this"), FileNotFoundError("no file ValueError: x")])
+def test_error_of_a_loader_process_loses_its_wrapping(error):
+    try:
+        raise error from KeyError("what was behind it")
+    except type(error):
+        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(type(error), match="Traceback") as caught:
+        wrapped.reraise()
+    assert one_line(caught.value) == str(error)
+
+
+def test_error_of_several_lines_comes_out_in_one():
+    assert one_line(ValueError("first\nsecond")) == "first second"
+    assert one_line(ValueError("")) == ""
+
+
+def test_debugging_shows_where_an_error_came_from(monkeypatch):
+    def fail(argv):
+        raise ConfigError("wrong")
+
+    assert run_command(fail, []) == 2
+    monkeypatch.setenv("CAKDP_DEBUG", "1")
+    with pytest.raises(ConfigError, match="wrong"):
+        run_command(fail, [])
+
+
+def test_a_mistake_of_the_program_is_not_hidden():
+    def fail(argv):
+        raise AssertionError("a bug")
+
+    with pytest.raises(AssertionError, match="a bug"):
+        run_command(fail, [])
+
+
+def test_interrupting_says_how_to_go_on(capsys):
+    def stop(argv):
+        raise KeyboardInterrupt
+
+    assert run_command(stop, []) == 130
+    assert "run the same command again to go on" in capsys.readouterr().err
+
+
+# --- frames that are poor, but no mistake
+
+NO_POINT_IN_OBJECT = "Car 0.00 0 0.0 10 10 80 60 1.50 1.60 3.90 0.50 1.60 9.00 0.00\n"
+
+
+def without_objects(data, frame):
+    (data / "training" / "label_2" / f"{frame}.txt").write_text("")
+
+
+def without_points_in_range(data, frame):
+    path = data / "training" / "velodyne" / f"{frame}.bin"
+    points = np.fromfile(path, dtype=np.float32).reshape(-1, 4)
+    points[:, 0] += 40
+    points.tofile(path)
+
+
+def without_points(data, frame):
+    (data / "training" / "velodyne" / f"{frame}.bin").write_bytes(b"")
+
+
+def with_an_object_that_no_point_hits(data, frame):
+    path = data / "training" / "velodyne" / f"{frame}.bin"
+    points = np.fromfile(path, dtype=np.float32).reshape(-1, 4)
+    points[(points[:, 0] < 13) & (np.abs(points[:, 1]) < 3)].tofile(path.with_suffix(".near"))
+    points[~((points[:, 0] < 13) & (np.abs(points[:, 1]) < 3))].tofile(path)
+    (data / "training" / "label_2" / f"{frame}.txt").write_text(NO_POINT_IN_OBJECT)
+
+
+POOR = [without_objects, without_points_in_range, without_points, with_an_object_that_no_point_hits]
+FRAMES = ("000001", "000002", "000010")
+NO_PASTING = ("--set", "DATA_CONFIG.NUM_HELD_OUT", 0, "DATA_CONFIG.DATA_AUGMENTOR.DISABLE_AUG_LIST", "[gt_sampling]")
+
+
+@pytest.fixture(scope="module", params=POOR, ids=lambda spoil: spoil.__name__)
+def poor(request, world, tmp_path_factory):
+    """Data whose train and val splits begin with poor frames: two of train, one of val."""
+    data = world.copy_data(tmp_path_factory.mktemp("poor"))
+    (data / "ImageSets" / "train.txt").write_text("000001\n000002\n000004\n")
+    (data / "ImageSets" / "val.txt").write_text("000010\n000011\n")
+    for frame in FRAMES:
+        request.param(data, frame)
+    make_infos(data, 1)
+    return data, request.param
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("name", ["second_cakdp", "voxel_rcnn"])
+def test_poor_frames_train_and_test_alone_and_mixed(compressed, poor, name, batch_size):
+    data, spoil = poor
+    tag = f"{spoil.__name__}_{batch_size}"
+    paths = ["DATA_CONFIG.DATA_PATH", data]
+    if name == "second_cakdp":
+        paths += ["MODEL.PRUNING.PLAN", compressed.run(name).plan]
+    common = ["--batch_size", batch_size, *NO_PASTING, *paths]
+    outcome = compressed.command("train", name, "--num_epochs_to_eval", 0, *common, tag=tag)
+    assert outcome.code == 0, outcome.err
+    run = compressed.run(name, tag)
+    assert all(np.isfinite(value) for found in scalars(run.tensorboard).values() for _, value in found)
+    common[-2:] = common[-2:] if name == "voxel_rcnn" else []
+    outcome = compressed.command("test", name, *common, tag=tag)
+    assert outcome.code == 0, outcome.err
+    folder = run.evaluation("1", "val", "default")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert np.isfinite(metrics["recall/rcnn_0.3"])
+    first, second = pickle.loads((folder / "result.pkl").read_bytes())
+    assert (first["frame_id"], second["frame_id"]) == ("000010", "000011")
+    assert len(second["name"]) > 0
+    assert np.isfinite(first["boxes_lidar"]).all()

@@ -1,0 +1,136 @@
+"""Two gloo processes: they end alike, wait for nobody, and test like one."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_world import PROJECT, environment, scalars
+
+from cakdp_ext.datasets import collate, make_infos
+from cakdp_ext.engine.build import build_student
+from cakdp_ext.engine.checkpoint import read_checkpoint
+from cakdp_ext.engine.data import EpochSampler, build_split
+from cakdp_ext.engine.distributed import Workers, gather, mean_over_workers
+from cakdp_ext.pruning import load_plan
+
+pytestmark = pytest.mark.xdist_group("engine")
+TIMEOUT = 240
+AUGMENTORS = ["gt_sampling", "random_world_flip", "random_world_rotation", "random_world_scaling"]
+
+
+def torchrun(script, *argv):
+    """Run a script in two processes and give its output."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, *argv]
+    done = subprocess.run(
+        list(map(str, words)), env=environment(), text=True, timeout=TIMEOUT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def sparse_data(world, tmp_path_factory):
+    """Four frames of train: one without objects, one without a point in range, two as they were."""
+    data = world.copy_data(tmp_path_factory.mktemp("sparse"))
+    (data / "ImageSets" / "train.txt").write_text("000001\n000002\n000004\n000006\n")
+    (data / "training" / "label_2" / "000002.txt").write_text("")
+    (data / "training" / "velodyne" / "000004.bin").write_bytes(b"")
+    make_infos(data, 1)
+    return data
+
+
+def overrides(data, *more):
+    augmentors = ("DATA_CONFIG.DATA_AUGMENTOR.DISABLE_AUG_LIST", json.dumps(AUGMENTORS))
+    return ["DATA_CONFIG.DATA_PATH", str(data), "DATA_CONFIG.NUM_HELD_OUT", "0", *augmentors, *map(str, more)]
+
+
+def threshold_between_the_first_two(world, data, plan):
+    """A score that the best box of one frame of the first step reaches and that of the other does not."""
+    config = world.config("second_cakdp", *overrides(data, "MODEL.PRUNING.PLAN", plan))
+    frames = build_split(config, "train", training=True, seed=666)
+    torch.manual_seed(666)
+    model = build_student(config, frames.geometry, load_plan(plan)).model.train()
+    pair = [list(EpochSampler(4, Workers(rank, 2, torch.device("cpu")), 666, 1))[0] for rank in (0, 1)]
+    with torch.no_grad():
+        logits = [model(collate([frames[index]])).predictions.cls_logits.double() for index in pair]
+    best = sorted(float(each.sigmoid().max()) for each in logits)
+    assert best[1] - best[0] > 1e-6
+    return sum(best) / 2
+
+
+@pytest.fixture(scope="module")
+def ends(compressed, sparse_data, tmp_path_factory):
+    """Folders of a distilled student and of a teacher, trained by two processes, and what each of them ended with."""
+    root = tmp_path_factory.mktemp("two_ranks")
+    plan = compressed.run("second_cakdp").plan
+    threshold = f"{threshold_between_the_first_two(compressed, sparse_data, plan):.12f}"
+    jobs = {
+        "second_cakdp": ("MODEL.PRUNING.PLAN", plan, "MODEL.DISTILL.SCORE_THRESH", threshold),
+        "voxel_rcnn": (),
+    }
+    rows = [
+        {"cfg": compressed.cfg(name), "output": str(root / name), "overrides": overrides(sparse_data, *more)}
+        for name, more in jobs.items()
+    ]
+    (root / "jobs.json").write_text(json.dumps(rows))
+    torchrun(Path(__file__).with_name("two_ranks.py"), root / "jobs.json")
+    return {
+        name: [torch.load(root / name / f"rank_{rank}.pth", weights_only=True) for rank in (0, 1)] for name in jobs
+    }, root
+
+
+@pytest.mark.parametrize("name", ["second_cakdp", "voxel_rcnn"])
+def test_both_processes_end_with_the_same_weights_whatever_their_frames_lack(ends, name):
+    (one, two), root = ends[0][name], ends[1]
+    assert all(torch.equal(one["parameters"][key], two["parameters"][key]) for key in one["parameters"])
+    assert all(torch.isfinite(value).all() for value in one["parameters"].values())
+    assert not all(torch.equal(one["means"][key], two["means"][key]) for key in one["means"]), "the same frames?"
+    saved = read_checkpoint(root / name)
+    assert all(torch.equal(saved["model_state"][key], value) for key, value in one["parameters"].items())
+    assert saved["it"] == 4
+    assert len(saved["random_state"]) == 2
+    first = read_checkpoint(root / name / "ckpt" / "checkpoint_epoch_1.pth")["model_state"]
+    assert not all(torch.equal(first[key], value) for key, value in one["parameters"].items())
+
+
+def test_distillation_goes_on_where_only_one_process_has_representatives(ends):
+    losses = [value for _, value in scalars(ends[1] / "second_cakdp" / "tensorboard")["train/distill_loss"]]
+    assert losses[0] > 0
+    assert np.isfinite(losses).all()
+
+
+def test_two_processes_test_like_one(compressed):
+    options = ("--batch_size", 1, "--eval_tag", "one")
+    assert compressed.command("test", "second_cakdp", *options).code == 0
+    argv = [*compressed.argv("test", "second_cakdp", "default"), "--batch_size", 2, "--eval_tag", "two"]
+    torchrun(PROJECT / "tools" / "test.py", *argv)
+    folders = [compressed.run("second_cakdp").evaluation("1", "val", tag) for tag in ("one", "two")]
+    one, two = (json.loads((folder / "metrics.json").read_text()) for folder in folders)
+    assert one == two
+    one, two = (pickle.loads((folder / "result.pkl").read_bytes()) for folder in folders)
+    assert sum(len(frame["name"]) for frame in one) > 0
+    for first, second in zip(one, two, strict=True):
+        assert first["frame_id"] == second["frame_id"]
+        for key in ("name", "score", "boxes_lidar", "bbox"):
+            np.testing.assert_array_equal(first[key], second[key])
+
+
+def test_scoring_refuses_several_processes(world, monkeypatch):
+    from cakdp_ext.engine import prune
+
+    with pytest.raises(ValueError, match="start tools/score_filters.py without torchrun"):
+        prune.score(world.config("second_cakdp"), world.run("second_cakdp"), Workers(0, 2, torch.device("cpu")))
+
+
+def test_a_process_alone_needs_no_group():
+    assert gather(("a", 1)) == [("a", 1)]
+    assert mean_over_workers({"x": torch.tensor(2.0), "y": torch.tensor(-1.0)}) == {"x": 2.0, "y": -1.0}
+    assert mean_over_workers({}) == {}
