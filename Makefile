@@ -39,4 +39,4 @@ study: setup
 	$(RUN)/python benchmarks/distillation_gain.py --seeds 0 1 2
 
 real: setup
-	PYTHON=$(RUN)/python bash tools/few_frames.sh
+	PYTHON=$(RUN)/python bash tools/few_frames.sh $(KITTI)

@@ -24,8 +24,9 @@ def main():
     parser.add_argument("--split", default="train")
     parser.add_argument("--min_points", type=int, default=20)
     parser.add_argument("--iou", type=float, default=0.7, help="3D IoU that counts as found")
+    parser.add_argument("--set", dest="overrides", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE")
     args = parser.parse_args()
-    config = load_config(args.cfg)
+    config = load_config(args.cfg, args.overrides)
     dataset = build_split(config, args.split)
     model = restore_student(config, dataset.geometry, args.ckpt).model.eval()
     found = {name: [] for name in config.CLASS_NAMES}

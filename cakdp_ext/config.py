@@ -89,6 +89,17 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def dump_config(tree: Mapping[str, Any]) -> str:
+    """Write a configuration as YAML, its bases and overrides merged."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return yaml.safe_dump(plain(tree), sort_keys=False)
+
+
 def apply_overrides(tree: EasyDict, overrides: Sequence[str]) -> None:
     """Set dotted keys of ``tree`` in place from ``[KEY, VALUE, ...]``.
 

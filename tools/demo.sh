@@ -17,6 +17,6 @@ stage "3/5  Training the student, SECOND -> output/synthetic/second"
 bash tools/dist_train.sh 2 --cfg cfgs/synthetic/second.yaml "${flags[@]}" --num_epochs_to_eval 0
 
 stage "4/5  Compressing: score, prune, distil, test -> output/synthetic/second_cakdp"
-bash tools/_torchrun.sh compress.py 2 --cfg cfgs/synthetic/second_cakdp.yaml "${flags[@]}"
+bash tools/dist_compress.sh 2 --cfg cfgs/synthetic/second_cakdp.yaml "${flags[@]}"
 
 stage "5/5  Done in $((SECONDS / 60)) min $((SECONDS % 60)) s: open output/synthetic/second_cakdp/default/report.html"

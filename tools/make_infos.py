@@ -19,12 +19,14 @@ from cakdp_ext.engine.cli import run_command
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, make the files, print what they hold."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cfg", "--cfg_file", dest="cfg", required=True, help="YAML of the data set, or of a model")
+    parser.add_argument("--cfg", "--cfg_file", dest="cfg", help="YAML of the data set, or of a model")
     parser.add_argument("--data_path", type=Path, help="folder of the data; DATA_PATH by default")
     parser.add_argument("--workers", type=int, default=4, help="frames read at a time")
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    config = load_config(args.cfg)
+    if args.cfg is None and args.data_path is None:
+        parser.error("give --cfg, --data_path, or both")
+    config = load_config(args.cfg) if args.cfg else {}
     data_path = args.data_path or Path(config.get("DATA_CONFIG", config)["DATA_PATH"])
     summary = make_infos(data_path, args.workers)
     print(f"written to {data_path}")

@@ -10,7 +10,7 @@ from cakdp_ext.engine.checkpoint import find_checkpoint
 from cakdp_ext.engine.cli import add_loop_flags, command_parser, load_request, run_command
 from cakdp_ext.engine.distributed import workers
 from cakdp_ext.engine.evaluate import evaluate_checkpoints
-from cakdp_ext.engine.runs import RunFolder, logging_to
+from cakdp_ext.engine.runs import epoch_checkpoints, logging_to
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -23,10 +23,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--eval_tag", default="default", help="last folder of the evaluation")
     parser.add_argument("--split", default=None, help="split to test; DATA_SPLIT.test by default")
     args = parser.parse_args(argv)
+    if args.ckpt_dir and not args.eval_all:
+        parser.error("--ckpt_dir goes with --eval_all; name one checkpoint with --ckpt")
     config, run = load_request(args)
     if args.eval_all:
-        source = RunFolder(Path(args.ckpt_dir).parent) if args.ckpt_dir else run
-        checkpoints = source.checkpoints() or [find_checkpoint(source.path)]
+        folder = Path(args.ckpt_dir) if args.ckpt_dir else run.ckpt
+        checkpoints = epoch_checkpoints(folder) or [find_checkpoint(folder)]
     else:
         checkpoints = [find_checkpoint(args.ckpt or run.path)]
     with workers(args.device) as place, logging_to(run.path / "eval", "log_eval", place.is_main):

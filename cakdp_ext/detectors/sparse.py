@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -30,6 +31,7 @@ def load_spconv() -> ModuleType:
     Raises:
         ImportError: when there is none, or only a 1.x one; says what to install.
     """
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # it warns of a call that spconv makes
     try:
         import spconv.pytorch
     except ImportError as error:

@@ -6,16 +6,14 @@ import platform
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from easydict import EasyDict
 from torch import nn
 
 from cakdp_ext import __version__
-from cakdp_ext.config import ConfigError
+from cakdp_ext.config import dump_config
 from cakdp_ext.datasets import LidarDataset, collate
 from cakdp_ext.engine.build import channel_graph, distill_config, load_source_config, restore_student
 from cakdp_ext.engine.checkpoint import find_checkpoint
@@ -23,7 +21,7 @@ from cakdp_ext.engine.data import build_split, evaluation_loader
 from cakdp_ext.engine.distributed import Workers, barrier
 from cakdp_ext.engine.evaluate import evaluate_detector
 from cakdp_ext.engine.measure import cost_frames, measure_cost
-from cakdp_ext.engine.prune import make_plan, required_pruning, score, unpruned_student
+from cakdp_ext.engine.prune import make_plan, require_made_with, required_pruning, score, unpruned_student
 from cakdp_ext.engine.report import Birdview, BirdviewPanel, Report, ReportRow, console_table, render_report
 from cakdp_ext.engine.runs import LOG, RunFolder
 from cakdp_ext.engine.train import TrainRequest, train
@@ -75,7 +73,7 @@ def compress(config: EasyDict, run: RunFolder, place: Workers, request: TrainReq
         class_names=tuple(config.CLASS_NAMES),
         filters_per_layer={n: (len(plan.keep_indices[n]), total) for n, total in plan.num_filters.items()},
         birdviews=(_birdview(dataset, [c for c in contestants if c.is_shown], place),),
-        settings=_settings(config),
+        settings=dump_config(config),
         environment=_environment(place),
         reference=STUDENT,
         result=rows[-1].name,
@@ -100,21 +98,13 @@ def _require_sources(config: EasyDict) -> None:
 def _plan(config: EasyDict, run: RunFolder, place: Workers, num_workers: int) -> None:
     pruning = required_pruning(config)
     if not pruning.plan and run.plan.is_file():
-        _require_keep_ratio(run, pruning.keep_ratio)
+        require_made_with(load_plan(run.plan).source, pruning, str(run.plan))
     if pruning.plan or run.plan.is_file():
         LOG.info("pruning plan: %s", pruning.plan or run.plan)
         return
     if not pruning.scores:
         score(config, run, place, num_workers)
     make_plan(config, run)
-
-
-def _require_keep_ratio(run: RunFolder, keep_ratio: float) -> None:
-    made_with = load_plan(run.plan).source.get("keep_ratio", keep_ratio)
-    if made_with != keep_ratio:
-        raise ConfigError(
-            f"{run.plan} was made with KEEP_RATIO {made_with}, now {keep_ratio} is asked for; use another --extra_tag"
-        )
 
 
 def _contestants(config: EasyDict, run: RunFolder, plan: PruningPlan, geometry: LidarGeometry) -> Iterator[Contestant]:
@@ -176,15 +166,6 @@ def _birdview(dataset: LidarDataset, contestants: Sequence[Contestant], place: W
         panels=tuple(panels),
         extent=(low_x, low_y, high_x, high_y),
     )
-
-
-def _settings(config: EasyDict) -> str:
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-    return yaml.safe_dump(plain(config), sort_keys=False)
 
 
 def _environment(place: Workers) -> dict[str, str]:

@@ -57,7 +57,9 @@ def build_split(config: Mapping[str, Any], split: str, *, training: bool = False
 
 def _held_out(frame_ids: list[str], count: int) -> list[str]:
     if count >= len(frame_ids):
-        raise ConfigError(f"DATA_CONFIG.NUM_HELD_OUT is {count}, but train has {len(frame_ids)} frames")
+        raise ConfigError(
+            f"DATA_CONFIG.NUM_HELD_OUT is {count}, but train has {len(frame_ids)} frames; hold out fewer, or none"
+        )
     return [frame_ids[i] for i in np.linspace(0, len(frame_ids) - 1, count).round().astype(int)] if count else []
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from cakdp_ext.engine.runs import LOG, RunFolder
 from cakdp_ext.pruning import (
     ChannelGraph,
     PruningConfig,
+    import_score_table,
     load_scores,
     model_fingerprint,
     plan_from_scores,
@@ -112,36 +114,61 @@ def make_plan(config: EasyDict, run: RunFolder) -> PruningPlan:
     """Choose the filters that stay (Eq. 5) from the scores and keep the plan in the run folder.
 
     Raises:
-        ConfigError: when there are no scores yet, not of every frame, or of another model.
+        ConfigError: when there are no scores yet, not of every frame, or of another model, rule or split.
         ValueError: when a layer would be left without filters.
     """
-    pruning = required_pruning(config)
-    path = pruning.scores or run.scores
-    if not pruning.scores and not run.scores.is_file():
-        raise ConfigError(f"no filter scores at {path}; run tools/score_filters.py with the same --cfg and --extra_tag")
-    scores = load_scores(path)
-    dataset = scoring_frames(config)
-    missing = set(dataset.frame_ids) - set(scores.frame_ids)
-    if missing and not pruning.scores:
-        raise ConfigError(
-            f"{path} lacks {len(missing)} of {len(dataset)} frames; run tools/score_filters.py again, it goes on where "
-            "it was stopped"
-        )
+    pruning, dataset = required_pruning(config), scoring_frames(config)
     with torch.random.fork_rng():
         model = unpruned_student(config, dataset.geometry)
         graph = channel_graph(model, dataset.geometry)
+    scores = _named_scores(pruning.scores, graph) if pruning.scores else _own_scores(run, pruning, dataset)
     if scores.fingerprint and scores.fingerprint != model_fingerprint(model):
-        raise ConfigError(f"{path} holds the scores of another model than {pruning.student.ckpt}; score that one")
-    plan = plan_from_scores(
-        scores,
-        graph,
-        pruning.keep_ratio,
-        min_filters=pruning.min_filters,
-        source={"scores": str(path), "frames": len(scores.frame_ids), "removal": scores.removal, "split": scores.split},
-    )
+        raise ConfigError(
+            f"{pruning.scores or run.scores} holds the scores of another model than {pruning.student.ckpt}; "
+            "score that one"
+        )
+    source = {"scores": str(pruning.scores or run.scores)}
+    plan = plan_from_scores(scores, graph, pruning.keep_ratio, min_filters=pruning.min_filters, source=source)
     save_plan(run.plan, plan)
     LOG.info("%s\nplan in %s", plan_table(plan), run.plan)
     return plan
+
+
+def _named_scores(path: str, graph: ChannelGraph) -> FilterScores:
+    """Scores that the YAML names; a ``.txt`` is a table of the paper's authors."""
+    return import_score_table(path, graph) if path.endswith(".txt") else load_scores(path)
+
+
+def _own_scores(run: RunFolder, pruning: PruningConfig, dataset: LidarDataset) -> FilterScores:
+    """Scores of the run folder, which must be those that the YAML asks for."""
+    if not run.scores.is_file():
+        raise ConfigError(
+            f"no filter scores at {run.scores}; run tools/score_filters.py with the same --cfg and --extra_tag"
+        )
+    scores = load_scores(run.scores)
+    require_made_with({"removal": scores.removal, "split": scores.split}, pruning, str(run.scores))
+    missing = set(dataset.frame_ids) - set(scores.frame_ids)
+    if missing:
+        raise ConfigError(
+            f"{run.scores} lacks {len(missing)} of {len(dataset)} frames; run tools/score_filters.py again, it goes on "
+            "where it was stopped"
+        )
+    return scores
+
+
+def require_made_with(source: Mapping[str, Any], pruning: PruningConfig, where: str) -> None:
+    """Refuse scores or a plan that were made with other settings than the YAML asks for now.
+
+    Raises:
+        ConfigError: naming the first setting that differs.
+    """
+    keys = ("keep_ratio", "min_filters") if pruning.scores else ("keep_ratio", "min_filters", "removal", "split")
+    for key in keys:
+        asked = getattr(pruning, key)
+        if source.get(key, asked) != asked:
+            raise ConfigError(
+                f"{where} was made with {key.upper()} {source[key]}, now {asked} is asked for; use another --extra_tag"
+            )
 
 
 def plan_table(plan: PruningPlan) -> str:

@@ -7,13 +7,17 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from io import TextIOWrapper
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
+
+from cakdp_ext.config import dump_config
 
 LOG = logging.getLogger("cakdp_ext")
 _EPOCH = re.compile(r"checkpoint_epoch_(\d+)\.pth$")
@@ -59,15 +63,21 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Epoch checkpoints, oldest first."""
-        found = [(int(m.group(1)), p) for p in self.ckpt.glob("checkpoint_epoch_*.pth") if (m := _EPOCH.search(p.name))]
-        return [p for _, p in sorted(found)]
+        return epoch_checkpoints(self.ckpt)
 
-    def create(self, config_file: str | Path) -> RunFolder:
-        """Make the folder and keep a copy of the YAML in it."""
+    def create(self, config: Mapping[str, Any]) -> RunFolder:
+        """Make the folder and keep in it the YAML that was named, and what it came to with bases and ``--set``."""
         self.ckpt.mkdir(parents=True, exist_ok=True)
-        if Path(config_file).is_file():
-            shutil.copy2(config_file, self.path)
+        shutil.copy2(config["CONFIG_FILE"], self.path)
+        with atomic_path(self.path / "merged_config.yaml") as path:
+            path.write_text(dump_config(config), encoding="utf-8")
         return self
+
+
+def epoch_checkpoints(folder: Path) -> list[Path]:
+    """Epoch checkpoints of a folder, oldest first."""
+    found = [(int(m.group(1)), p) for p in folder.glob("checkpoint_epoch_*.pth") if (m := _EPOCH.search(p.name))]
+    return [p for _, p in sorted(found)]
 
 
 def epoch_of(checkpoint: Path) -> str:
@@ -96,6 +106,17 @@ class _TqdmHandler(logging.Handler):
         sys.stdout.flush()
 
 
+class _LazyFileHandler(logging.FileHandler):
+    """Makes file and folder with the first record, so that a command that fails at once leaves nothing."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", delay=True)
+
+    def _open(self) -> TextIOWrapper:
+        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+        return super()._open()
+
+
 @contextmanager
 def logging_to(folder: Path, prefix: str, is_main: bool = True) -> Iterator[logging.Logger]:
     """Send the package's log to the console and to ``<folder>/<prefix>_<time>.log`` while the block runs.
@@ -108,12 +129,11 @@ def logging_to(folder: Path, prefix: str, is_main: bool = True) -> Iterator[logg
     Nested blocks share one console and write to each of their files.
     """
     previous, level, propagate = list(LOG.handlers), LOG.level, LOG.propagate
-    LOG.setLevel(logging.INFO if is_main else logging.ERROR)
-    LOG.propagate = False
     handlers: list[logging.Handler] = [] if previous else [_TqdmHandler()]
     if is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(folder / f"{prefix}_{datetime.now():%Y%m%d-%H%M%S}.log", encoding="utf-8"))
+        handlers.append(_LazyFileHandler(folder / f"{prefix}_{datetime.now():%Y%m%d-%H%M%S}.log"))
+    LOG.setLevel(logging.INFO if is_main else logging.ERROR)
+    LOG.propagate = False
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
         LOG.addHandler(handler)

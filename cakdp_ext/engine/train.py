@@ -101,7 +101,7 @@ def train(config: EasyDict, run: RunFolder, place: Workers, request: TrainReques
     trainer = Trainer(step, loader, sampler, place, run, optimization, options, extra)
     trainer.resume()
     if place.is_main:
-        run.create(config.CONFIG_FILE)
+        run.create(config)
     barrier()
     _announce(config, student, dataset.geometry, trainer)
     trainer.fit()

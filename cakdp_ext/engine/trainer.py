@@ -143,7 +143,7 @@ class Trainer:
         if not torch.isfinite(loss):
             values = ", ".join(f"{key} {float(value.detach()):g}" for key, value in losses.items())
             raise FloatingPointError(
-                f"loss is {float(loss)} at iteration {self.position.iteration} ({values}) in frames "
+                f"loss is {float(loss.detach())} at iteration {self.position.iteration} ({values}) in frames "
                 f"{', '.join(batch.frame_ids)}; lower OPTIMIZATION.LR or train without --use_amp"
             )
         self.scaler.scale(loss).backward()

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from tiny_world import STEPS, start
+from tiny_world import STEPS, command, start
 
 from cakdp_ext.engine.checkpoint import read_checkpoint
 from cakdp_ext.pruning import load_plan, load_scores, save_plan
@@ -122,6 +122,15 @@ def test_resume_refuses_another_length_and_changes_nothing(trained, options, mes
     assert contents(run) == before
 
 
+def test_refused_resume_keeps_the_yaml_that_the_run_was_made_with(trained, tmp_path):
+    run = trained.run("second")
+    before = contents(run)
+    longer = trained.variant("second", tmp_path, {"OPTIMIZATION": {"NUM_EPOCHS": 3}})
+    outcome = command("train", "--cfg", longer, "--output_dir", trained.root / "output", "--workers", 0)
+    assert "this one has 12 of 2" in outcome.error
+    assert contents(run) == before
+
+
 def test_resume_refuses_another_plan_and_changes_nothing(compressed, tmp_path):
     run = compressed.run("second_cakdp")
     plan = load_plan(run.plan)
@@ -158,11 +167,11 @@ def test_resume_refuses_a_checkpoint_of_another_engine(trained):
 
 
 def test_resume_refuses_a_truncated_checkpoint_and_names_it(trained):
-    run = trained.run("second", "truncated")
+    run = trained.run("second", "cut_off")
     run.ckpt.mkdir(parents=True)
     file = trained.run("second").checkpoints()[-1]
     (run.ckpt / file.name).write_bytes(file.read_bytes()[:50_000])
     before = contents(run)
-    outcome = trained.command("train", "second", tag="truncated")
+    outcome = trained.command("train", "second", tag="cut_off")
     assert f"{run.ckpt / file.name} cannot be read as a checkpoint" in outcome.error
     assert contents(run) == before

@@ -17,7 +17,10 @@ def test_layout_is_openpcdets(tmp_path):
 
 
 def test_checkpoints_are_ordered_by_epoch_not_by_name(tmp_path):
-    run = RunFolder(tmp_path).create(tmp_path / "none.yaml")
+    yaml = tmp_path / "some.yaml"
+    yaml.write_text("A: 1\n")
+    run = RunFolder(tmp_path).create({"A": 2, "CONFIG_FILE": str(yaml)})
+    assert (tmp_path / "merged_config.yaml").read_text().startswith("A: 2\n")
     for name in ("checkpoint_epoch_10.pth", "checkpoint_epoch_9.pth", "latest_model.pth", "checkpoint_epoch_x.pth"):
         (run.ckpt / name).touch()
     assert [epoch_of(p) for p in run.checkpoints()] == ["9", "10"]
@@ -64,4 +67,13 @@ def test_the_logger_is_left_as_it_was(tmp_path):
     before = (log.level, log.propagate, list(log.handlers))
     with logging_to(tmp_path, "train"):
         assert (log.level, log.propagate) == (logging.INFO, False)
+    assert (log.level, log.propagate, list(log.handlers)) == before
+
+
+def test_a_folder_that_cannot_be_made_leaves_the_logger_alone(tmp_path):
+    log = logging.getLogger("cakdp_ext")
+    before = (log.level, log.propagate, list(log.handlers))
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"), logging_to(tmp_path / "file" / "run", "train"):
+        pass
     assert (log.level, log.propagate, list(log.handlers)) == before

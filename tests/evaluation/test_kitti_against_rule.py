@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from random_frames import annotations, random_frames
 from kitti_reference import overlap, reference_ap, sampled
+from random_frames import annotations, random_frames
 
 from cakdp_ext.evaluation import evaluate_kitti, overlaps
 from cakdp_ext.evaluation.kitti_annotations import read_detections, read_ground_truth

@@ -87,7 +87,9 @@ class KittiFolder:
             FileNotFoundError: when there is none; planes are distributed apart from KITTI.
             ValueError: when the file's last line is no plane.
         """
-        path = self._file("planes", frame_id, ".txt", "or set USE_ROAD_PLANE: False")
+        path = self._file(
+            "planes", frame_id, ".txt", "or set USE_ROAD_PLANE: False for gt_sampling in the YAML's AUG_CONFIG_LIST"
+        )
         lines = path.read_text(encoding="ascii", errors="replace").split("\n")
         rows = [line for line in lines if line.strip() and not line.startswith("#")]
         try:

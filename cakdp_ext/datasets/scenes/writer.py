@@ -92,7 +92,7 @@ def _claim(out: Path, wanted: dict[str, Any], overwrite: bool) -> dict[str, Any]
             return dict(stamp["summary"])
         if not same and not overwrite:
             raise ConfigError(f"{out} holds scenes of another configuration: {_difference(stamp, wanted)}; "
-                              "choose another folder, or overwrite it")  # fmt: skip
+                              "choose another folder, or replace it with --overwrite")  # fmt: skip
         _write_stamp(out, wanted)
         _empty(out)
     _write_stamp(out, wanted)
