@@ -19,8 +19,9 @@ def test_layout_is_openpcdets(tmp_path):
 def test_checkpoints_are_ordered_by_epoch_not_by_name(tmp_path):
     yaml = tmp_path / "some.yaml"
     yaml.write_text("A: 1\n")
-    run = RunFolder(tmp_path).create({"A": 2, "CONFIG_FILE": str(yaml)})
-    assert (tmp_path / "merged_config.yaml").read_text().startswith("A: 2\n")
+    run = RunFolder(tmp_path / "run").create({"A": 2, "CONFIG_FILE": str(yaml)})
+    assert (run.path / "some.yaml").read_text() == "A: 1\n"
+    assert (run.path / "merged_config.yaml").read_text().startswith("A: 2\n")
     for name in ("checkpoint_epoch_10.pth", "checkpoint_epoch_9.pth", "latest_model.pth", "checkpoint_epoch_x.pth"):
         (run.ckpt / name).touch()
     assert [epoch_of(p) for p in run.checkpoints()] == ["9", "10"]
