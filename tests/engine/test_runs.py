@@ -76,5 +76,11 @@ def test_a_folder_that_cannot_be_made_leaves_the_logger_alone(tmp_path):
     before = (log.level, log.propagate, list(log.handlers))
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"), logging_to(tmp_path / "file" / "run", "train"):
-        pass
+        log.info("the first record opens the file")
     assert (log.level, log.propagate, list(log.handlers)) == before
+
+
+def test_a_command_that_says_nothing_leaves_no_folder(tmp_path):
+    with logging_to(tmp_path / "run", "train"):
+        pass
+    assert list(tmp_path.iterdir()) == []
