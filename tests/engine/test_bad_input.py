@@ -122,6 +122,11 @@ def test_more_frames_held_out_than_there_are(trained):
     assert "DATA_CONFIG.NUM_HELD_OUT is 10, but train has 10 frames" in outcome.error
 
 
+def test_scoring_where_nothing_was_held_out(trained):
+    outcome = trained.command("score_filters", "second_cakdp", "--set", "DATA_CONFIG.NUM_HELD_OUT", 0, tag="bad")
+    assert "split held_out is empty: set DATA_CONFIG.NUM_HELD_OUT before the student is trained" in outcome.error
+
+
 # --- checkpoints
 
 

@@ -13,11 +13,15 @@ import pytest
 import torch
 from tiny_world import PROJECT, environment, scalars
 
+from cakdp_ext.config import ConfigError
 from cakdp_ext.datasets import collate, make_infos
 from cakdp_ext.engine.build import build_student
 from cakdp_ext.engine.checkpoint import read_checkpoint
 from cakdp_ext.engine.data import EpochSampler, build_split
 from cakdp_ext.engine.distributed import Workers, gather, mean_over_workers
+from cakdp_ext.engine.prune import score
+from cakdp_ext.engine.runs import RunFolder
+from cakdp_ext.engine.train import TrainRequest, train
 from cakdp_ext.pruning import load_plan
 
 pytestmark = pytest.mark.xdist_group("engine")
@@ -123,11 +127,25 @@ def test_two_processes_test_like_one(compressed):
             np.testing.assert_array_equal(first[key], second[key])
 
 
-def test_scoring_refuses_several_processes(world, monkeypatch):
-    from cakdp_ext.engine import prune
+FOUR = Workers(0, 4, torch.device("cpu"))
 
-    with pytest.raises(ValueError, match="start tools/score_filters.py without torchrun"):
-        prune.score(world.config("second_cakdp"), world.run("second_cakdp"), Workers(0, 2, torch.device("cpu")))
+
+def test_scoring_refuses_several_processes(world):
+    with pytest.raises(ConfigError, match="start tools/score_filters.py without torchrun"):
+        score(world.config("second_cakdp"), world.run("second_cakdp"), FOUR)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (TrainRequest(batch_size=6), "--batch_size 6 cannot be dealt out to 4 processes"),
+        (TrainRequest(batch_size=4, sync_bn=True), "--sync_bn needs CUDA"),
+    ],
+)
+def test_training_that_several_processes_cannot_share_is_refused(world, tmp_path, request_, message):
+    with pytest.raises(ConfigError, match=message):
+        train(world.config("second"), RunFolder(tmp_path / "run"), FOUR, request_)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_process_alone_needs_no_group():

@@ -187,12 +187,33 @@ def test_compress_reuses_scores_plan_and_checkpoint_of_the_stages(compressed, ru
     assert (run.path / "report.html").is_file()
 
 
-def test_compress_refuses_a_plan_of_another_keep_ratio(compressed, at_once):
-    _, run = at_once
-    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
-    outcome = compressed.command("compress", "second_cakdp", "--set", "MODEL.PRUNING.KEEP_RATIO", 0.3, tag="at_once")
-    assert "was made with KEEP_RATIO 0.5, now 0.3 is asked for" in outcome.error
-    assert {path: path.read_bytes() for path in before} == before
+@pytest.mark.parametrize(
+    ("tool", "key", "value", "made_with"),
+    [
+        ("compress", "KEEP_RATIO", 0.3, 0.5),
+        ("compress", "MIN_FILTERS", 5, 4),
+        ("prune", "REMOVAL", "zero_weight", "channel"),
+        ("prune", "SPLIT", "train", "held_out"),
+    ],
+)
+def test_scores_and_plans_of_other_settings_are_refused(compressed, run, tool, key, value, made_with):
+    kept = [run.scores, run.plan, *run.checkpoints()]
+    before = [path.read_bytes() for path in kept]
+    outcome = compressed.command(tool, "second_cakdp", "--set", f"MODEL.PRUNING.{key}", value)
+    assert f"was made with {key} {made_with}, now {value} is asked for; use another --extra_tag" in outcome.error
+    assert [path.read_bytes() for path in kept] == before
+
+
+def test_plan_from_a_table_of_the_authors_kind(compressed, run, tmp_path):
+    flat = np.concatenate(list(load_scores(run.scores).values.values()))
+    rows = [flat / 4, flat * 3 / 4]  # one row a GPU; their sum is the score
+    (tmp_path / "table.txt").write_text("\n".join(" ".join(map(repr, row.tolist())) for row in rows))
+    options = ("--set", "MODEL.PRUNING.SCORES", tmp_path / "table.txt")
+    outcome = compressed.command("prune", "second_cakdp", *options, tag="table")
+    assert outcome.code == 0, outcome.err
+    plan = load_plan(compressed.run("second_cakdp", "table").plan)
+    assert plan.keep_indices == load_plan(run.plan).keep_indices
+    assert plan.source["removal"] == "zero_weight"
 
 
 def test_pruning_alone_trains_without_teacher(compressed, run):
