@@ -1,20 +1,16 @@
-"""What a user gets wrong ends in exit code 2 and one line that says what to do; poor frames are no mistake."""
+"""What a user gets wrong ends in exit code 2 and one line that says what to do."""
 
 from __future__ import annotations
 
-import json
 import pickle
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from tiny_world import PROJECT, SHIPPED, Outcome, command, environment, scalars
-from torch._utils import ExceptionWrapper
+from tiny_world import PROJECT, SHIPPED, Outcome, command, environment
 
-from cakdp_ext.config import ConfigError
 from cakdp_ext.datasets import make_infos
-from cakdp_ext.engine.cli import one_line, run_command
 
 pytestmark = pytest.mark.xdist_group("engine")
 
@@ -27,9 +23,6 @@ def train_on(world, data, *options, name="second", tag="bad"):
 
 def infos(data):
     return command("make_infos", "--cfg", SHIPPED / "data.yaml", "--data_path", data, "--workers", 1)
-
-
-# --- data
 
 
 @pytest.mark.parametrize("tool", ["train", "test"])
@@ -127,9 +120,6 @@ def test_scoring_where_nothing_was_held_out(trained):
     assert "split held_out is empty: set DATA_CONFIG.NUM_HELD_OUT before the student is trained" in outcome.error
 
 
-# --- checkpoints
-
-
 def test_checkpoint_of_another_architecture(trained):
     outcome = trained.command("test", "second", "--ckpt", trained.run("voxel_rcnn").path)
     assert "checkpoint_epoch_1.pth has the unknown tensor roi_head." in outcome.error
@@ -185,9 +175,6 @@ def test_compress_looks_for_teacher_and_student_before_it_scores(trained, key):
     outcome = trained.command("compress", "second_cakdp", "--set", key, "/no/such/run", tag="early")
     assert "no checkpoint at /no/such/run; train the model first" in outcome.error
     assert not trained.run("second_cakdp", "early").scores.exists()
-
-
-# --- configuration
 
 
 @pytest.mark.parametrize("tool", ["train", "score_filters", "prune", "compress", "test"])
@@ -317,118 +304,3 @@ def test_output_folder_that_cannot_be_made(trained, tmp_path):
     (tmp_path / "file").touch()
     options = ("--workers", 0, "--output_dir", tmp_path / "file")
     assert str(tmp_path / "file") in command("train", "--cfg", trained.cfg("second"), *options).error
-
-
-# --- how errors come out
-
-
-@pytest.mark.parametrize("error", [ConfigError("a.yaml: wrong; do this"), FileNotFoundError("no file ValueError: x")])
-def test_error_of_a_loader_process_loses_its_wrapping(error):
-    try:
-        raise error from KeyError("what was behind it")
-    except type(error):
-        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
-    with pytest.raises(type(error), match="Traceback") as caught:
-        wrapped.reraise()
-    assert one_line(caught.value) == str(error)
-
-
-def test_error_of_several_lines_comes_out_in_one():
-    assert one_line(ValueError("first\nsecond")) == "first second"
-    assert one_line(ValueError("")) == ""
-
-
-def test_debugging_shows_where_an_error_came_from(monkeypatch):
-    def fail(argv):
-        raise ConfigError("wrong")
-
-    assert run_command(fail, []) == 2
-    monkeypatch.setenv("CAKDP_DEBUG", "1")
-    with pytest.raises(ConfigError, match="wrong"):
-        run_command(fail, [])
-
-
-def test_a_mistake_of_the_program_is_not_hidden():
-    def fail(argv):
-        raise AssertionError("a bug")
-
-    with pytest.raises(AssertionError, match="a bug"):
-        run_command(fail, [])
-
-
-def test_interrupting_says_how_to_go_on(capsys):
-    def stop(argv):
-        raise KeyboardInterrupt
-
-    assert run_command(stop, []) == 130
-    assert "run the same command again to go on" in capsys.readouterr().err
-
-
-# --- frames that are poor, but no mistake
-
-NO_POINT_IN_OBJECT = "Car 0.00 0 0.0 10 10 80 60 1.50 1.60 3.90 0.50 1.60 9.00 0.00\n"
-
-
-def without_objects(data, frame):
-    (data / "training" / "label_2" / f"{frame}.txt").write_text("")
-
-
-def without_points_in_range(data, frame):
-    path = data / "training" / "velodyne" / f"{frame}.bin"
-    points = np.fromfile(path, dtype=np.float32).reshape(-1, 4)
-    points[:, 0] += 40
-    points.tofile(path)
-
-
-def without_points(data, frame):
-    (data / "training" / "velodyne" / f"{frame}.bin").write_bytes(b"")
-
-
-def with_an_object_that_no_point_hits(data, frame):
-    path = data / "training" / "velodyne" / f"{frame}.bin"
-    points = np.fromfile(path, dtype=np.float32).reshape(-1, 4)
-    points[(points[:, 0] < 13) & (np.abs(points[:, 1]) < 3)].tofile(path.with_suffix(".near"))
-    points[~((points[:, 0] < 13) & (np.abs(points[:, 1]) < 3))].tofile(path)
-    (data / "training" / "label_2" / f"{frame}.txt").write_text(NO_POINT_IN_OBJECT)
-
-
-POOR = [without_objects, without_points_in_range, without_points, with_an_object_that_no_point_hits]
-FRAMES = ("000001", "000002", "000010")
-NO_PASTING = ("--set", "DATA_CONFIG.NUM_HELD_OUT", 0, "DATA_CONFIG.DATA_AUGMENTOR.DISABLE_AUG_LIST", "[gt_sampling]")
-
-
-@pytest.fixture(scope="module", params=POOR, ids=lambda spoil: spoil.__name__)
-def poor(request, world, tmp_path_factory):
-    """Data whose train and val splits begin with poor frames: two of train, one of val."""
-    data = world.copy_data(tmp_path_factory.mktemp("poor"))
-    (data / "ImageSets" / "train.txt").write_text("000001\n000002\n000004\n")
-    (data / "ImageSets" / "val.txt").write_text("000010\n000011\n")
-    for frame in FRAMES:
-        request.param(data, frame)
-    make_infos(data, 1)
-    return data, request.param
-
-
-@pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize("name", ["second_cakdp", "voxel_rcnn"])
-def test_poor_frames_train_and_test_alone_and_mixed(compressed, poor, name, batch_size):
-    data, spoil = poor
-    tag = f"{spoil.__name__}_{batch_size}"
-    paths = ["DATA_CONFIG.DATA_PATH", data]
-    if name == "second_cakdp":
-        paths += ["MODEL.PRUNING.PLAN", compressed.run(name).plan]
-    common = ["--batch_size", batch_size, *NO_PASTING, *paths]
-    outcome = compressed.command("train", name, "--num_epochs_to_eval", 0, *common, tag=tag)
-    assert outcome.code == 0, outcome.err
-    run = compressed.run(name, tag)
-    assert all(np.isfinite(value) for found in scalars(run.tensorboard).values() for _, value in found)
-    common[-2:] = common[-2:] if name == "voxel_rcnn" else []
-    outcome = compressed.command("test", name, *common, tag=tag)
-    assert outcome.code == 0, outcome.err
-    folder = run.evaluation("1", "val", "default")
-    metrics = json.loads((folder / "metrics.json").read_text())
-    assert np.isfinite(metrics["recall/rcnn_0.3"])
-    first, second = pickle.loads((folder / "result.pkl").read_bytes())
-    assert (first["frame_id"], second["frame_id"]) == ("000010", "000011")
-    assert len(second["name"]) > 0
-    assert np.isfinite(first["boxes_lidar"]).all()

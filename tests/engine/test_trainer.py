@@ -11,7 +11,7 @@ from tiny_world import scalars
 from torch import nn
 from torch.utils.data import DataLoader
 
-from cakdp_ext.engine.checkpoint import read_checkpoint
+from cakdp_ext.engine.checkpoint import CheckpointError, read_checkpoint
 from cakdp_ext.engine.data import EpochSampler
 from cakdp_ext.engine.distributed import Workers
 from cakdp_ext.engine.runs import RunFolder
@@ -68,10 +68,10 @@ class Student(nn.Module):
         return TrainingOutput(losses)
 
 
-def trainer(folder, student, *, optimization=None, **options):
+def trainer(folder, student, *, optimization=None, batch_size=BATCH_SIZE, **options):
     dataset = Frames()
-    sampler = EpochSampler(len(dataset), PLACE, seed=0, batch_size=BATCH_SIZE)
-    loader = DataLoader(dataset, BATCH_SIZE, sampler=sampler, collate_fn=collate)
+    sampler = EpochSampler(len(dataset), PLACE, seed=0, batch_size=batch_size)
+    loader = DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collate)
     options = TrainOptions(**{"epochs": 1, "log_every": 1, **options})
     optimization = optimization or OptimizationConfig(lr=0.01)
     return Trainer(TrainingStep(student), loader, sampler, PLACE, RunFolder(folder), optimization, options)
@@ -248,3 +248,9 @@ def test_stopped_after_the_last_step_of_an_epoch_repeats_no_step(tmp_path):
     resumed.fit()
     assert torch.equal(weights(again), weights(whole))
     assert read_checkpoint(tmp_path / "other")["it"] == 2 * STEPS
+
+
+def test_resume_refuses_another_batch_size_though_the_steps_are_as_many(tmp_path):
+    trainer(tmp_path, Student(), batch_size=4).fit()
+    with pytest.raises(CheckpointError, match="a training of 2 steps of 4 frames, this one has 2 of 5; keep epochs"):
+        trainer(tmp_path, Student(), batch_size=5).resume()
