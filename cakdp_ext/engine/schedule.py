@@ -20,6 +20,8 @@ class OptimizationConfig:
         pct_start: share of the steps that the learning rate rises.
         div_factor: highest over first learning rate.
         grad_norm_clip: largest gradient norm; 0 does not clip.
+        bn_calibration_steps: batches that batch norm is measured on again after the last epoch; 0, OpenPCDet's way,
+            leaves it. For trainings of a few hundred steps.
     """
 
     batch_size_per_gpu: int = 4
@@ -37,6 +39,7 @@ class OptimizationConfig:
     lr_warmup: bool = False
     warmup_epoch: int = 1
     grad_norm_clip: float = 10.0
+    bn_calibration_steps: int = 0
 
     def __post_init__(self) -> None:
         if self.optimizer != "adam_onecycle":

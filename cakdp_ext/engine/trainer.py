@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from cakdp_ext.engine.calibrate import calibrate_batch_norm
 from cakdp_ext.engine.checkpoint import CheckpointError, load_weights, read_checkpoint, write_checkpoint
 from cakdp_ext.engine.data import EpochSampler
 from cakdp_ext.engine.distributed import Workers, gather, mean_over_workers
@@ -135,9 +137,7 @@ class Trainer:
 
     def _train_step(self, batch: Batch) -> dict[str, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
-        device = self.place.device.type
-        dtype = torch.float16 if device == "cuda" else torch.bfloat16
-        with torch.autocast(device, dtype=dtype, enabled=self.options.use_amp):
+        with self._autocast():
             losses = self.step(batch)
         loss = torch.stack([value.float() for value in losses.values()]).sum()
         if not torch.isfinite(loss):
@@ -166,11 +166,29 @@ class Trainer:
 
     def _finish_epoch(self, epoch: int) -> None:
         self.position = Position(epoch, 0, self.position.iteration)
+        if epoch == self.options.epochs:
+            self._calibrate(epoch)
         if epoch % self.options.save_every == 0 or epoch == self.options.epochs:
             self.save(self.run.ckpt / f"checkpoint_epoch_{epoch}.pth")
             if self.place.is_main:
                 for old in self.run.checkpoints()[: -self.options.keep_last]:
                     old.unlink()
+
+    def _calibrate(self, epoch: int) -> None:
+        """Measure batch norm again; the first process's statistics are the ones that are saved."""
+        steps = self.optimization.bn_calibration_steps
+        if not steps or not self.place.is_main:
+            return
+        self.sampler.set_position(epoch)
+        endless = chain.from_iterable(repeat(self.loader))
+        with self._autocast():
+            calibrate_batch_norm(self.model, (batch.to(self.place.device) for batch in islice(endless, steps)))
+        LOG.info("batch norm measured again on %d batches", steps)
+
+    def _autocast(self) -> torch.autocast:
+        device = self.place.device.type
+        dtype = torch.float16 if device == "cuda" else torch.bfloat16
+        return torch.autocast(device, dtype=dtype, enabled=self.options.use_amp)
 
     def _save_in_time(self) -> None:
         if self.place.world_size > 1 and self.position.iteration % self.options.log_every:
