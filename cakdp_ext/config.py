@@ -171,6 +171,8 @@ def from_node(cls: type[T], node: Mapping[str, Any] | None, where: str) -> T:
         hint = next((h for h in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(h)), None)
         if hint is not None and isinstance(value, Mapping):
             values[name] = from_node(hint, value, f"{key} of {where}")  # type: ignore[arg-type]
+        elif hints[name] is float and isinstance(value, int | str) and not isinstance(value, bool):
+            values[name] = _number_or(str(value))
         else:
             values[name] = tuple(value) if isinstance(value, list) else value
     try:

@@ -35,7 +35,7 @@ def to_device(value: T, device: torch.device | str) -> T:
 
     def move(item: Any) -> Any:
         if isinstance(item, Tensor):
-            return item.to(device, non_blocking=True)
+            return item.to(device, non_blocking=torch.device(device).type != "cpu")  # else read before it has come
         if isinstance(item, tuple):
             return tuple(move(part) for part in item)
         return item

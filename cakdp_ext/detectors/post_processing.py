@@ -53,7 +53,7 @@ class PostProcessingConfig:
         nms_config: how overlapping boxes are thinned out.
         iou_refinement: what the IoU branch does; by default, its mask where there is a branch.
         recall_thresh_list: IoUs at which the engine counts recalled objects.
-        eval_metric: which metric the engine computes.
+        eval_metric: which metric the engine computes; kitti.
         output_raw_score: must be False: detections have scores in [0, 1].
     """
 
@@ -67,6 +67,8 @@ class PostProcessingConfig:
     def __post_init__(self) -> None:
         if self.output_raw_score:
             raise ValueError("OUTPUT_RAW_SCORE must be False; detections have scores in [0, 1]")
+        if self.eval_metric != "kitti":
+            raise ValueError(f"EVAL_METRIC must be kitti, the only metric there is, got {self.eval_metric!r}")
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cakdp_ext.config import from_node
+from cakdp_ext.config import ConfigError, from_node
 from cakdp_ext.detectors.first_stage import FirstStage
 from cakdp_ext.detectors.post_processing import PostProcessingConfig, select_labelled
 from cakdp_ext.detectors.registry import DETECTORS, ROI_HEADS, upper_keys
@@ -55,6 +55,12 @@ class VoxelRCNN(FirstStage):
         self.post_processing = from_node(
             PostProcessingConfig, upper_keys(model_cfg.get("POST_PROCESSING")), "MODEL.POST_PROCESSING"
         )
+        refinement = self.post_processing.iou_refinement
+        if self.post_processing.nms_config.multi_classes_nms or (refinement and refinement.mode != "none"):
+            raise ConfigError(
+                "MODEL.POST_PROCESSING of a VoxelRCNN knows neither MULTI_CLASSES_NMS nor IOU_REFINEMENT: its "
+                "second stage gives one score a box"
+            )
 
     def forward(self, batch: Batch) -> TrainingOutput | list[Detections]:
         """Detect objects.

@@ -11,7 +11,7 @@ from cakdp_ext.distillation.methods import DistillOutput, register_method
 from cakdp_ext.distillation.representatives import Representatives, check_finite, select_representatives
 from cakdp_ext.types import DensePredictions, EncodedScene, PredictionSites, TwoStageTeacher
 
-TEACHER_ADVICE = "check the teacher's checkpoint, or run it without autocast"
+TEACHER_ADVICE = "check the teacher's checkpoint, or train without --use_amp"
 
 
 @register_method("SKD")

@@ -159,26 +159,33 @@ def build_teacher(config: Mapping[str, Any], geometry: LidarGeometry, device: to
     if distill is None:
         return None
     teacher_cfg = load_source_config(distill.teacher, str(config["CONFIG_FILE"]))
-    if list(teacher_cfg.CLASS_NAMES) != list(config["CLASS_NAMES"]):
-        raise ConfigError(
-            f"teacher {teacher_cfg.CONFIG_FILE} knows the classes {list(teacher_cfg.CLASS_NAMES)}, "
-            f"the student {list(config['CLASS_NAMES'])}; they must be the same, in the same order"
-        )
-    _require_same_voxels(teacher_cfg, config)
+    require_same_world(teacher_cfg, config)
     model = build_full(teacher_cfg, geometry)
     file = find_checkpoint(distill.teacher.ckpt)
     load_weights(model, read_checkpoint(file)["model_state"], file)
     return FrozenTeacher(model).to(device)
 
 
-def _require_same_voxels(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> None:
-    def voxels(config: Mapping[str, Any]) -> tuple[Any, Any]:
-        processors = config["DATA_CONFIG"]["DATA_PROCESSOR"]
-        sizes = [list(p["VOXEL_SIZE"]) for p in processors if p["NAME"] == "transform_points_to_voxels"]
-        return list(config["DATA_CONFIG"]["POINT_CLOUD_RANGE"]), sizes
+def require_same_world(source: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse a teacher or student source that knows other classes or sees other voxels than the YAML that names it.
 
-    if voxels(teacher) != voxels(student):
+    Raises:
+        ConfigError: saying what differs.
+    """
+
+    def voxels(tree: Mapping[str, Any]) -> tuple[Any, Any]:
+        processors = tree["DATA_CONFIG"]["DATA_PROCESSOR"]
+        sizes = [list(p["VOXEL_SIZE"]) for p in processors if p["NAME"] == "transform_points_to_voxels"]
+        return list(tree["DATA_CONFIG"]["POINT_CLOUD_RANGE"]), sizes
+
+    names = source["CONFIG_FILE"], config["CONFIG_FILE"]
+    if list(source["CLASS_NAMES"]) != list(config["CLASS_NAMES"]):
         raise ConfigError(
-            f"the teacher sees the range and voxels {voxels(teacher)}, the student {voxels(student)}; teacher and "
-            "student share their voxels, so both must be equal"
+            f"{names[0]} knows the classes {list(source['CLASS_NAMES'])}, {names[1]} {list(config['CLASS_NAMES'])}; "
+            "they must be the same, in the same order"
+        )
+    if voxels(source) != voxels(config):
+        raise ConfigError(
+            f"{names[0]} sees the range and voxels {voxels(source)}, {names[1]} {voxels(config)}; "
+            "they share their voxels, so both must be equal"
         )

@@ -21,7 +21,9 @@ _FROM_LOADER = re.compile(r"Caught (\w+) in DataLoader worker process.*^[\w.]*?\
 
 def command_parser(description: str) -> argparse.ArgumentParser:
     """A parser with the flags that every command takes."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--cfg", "--cfg_file", dest="cfg", required=True, help="YAML configuration")
     parser.add_argument("--extra_tag", default="default", help="last folder of the run")
     parser.add_argument("--output_dir", default="output", help="first folder of the run")

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,10 @@ from easydict import EasyDict
 from torch import nn
 
 from cakdp_ext import __version__
-from cakdp_ext.config import dump_config
+from cakdp_ext.config import ConfigError, dump_config
 from cakdp_ext.datasets import LidarDataset, collate
 from cakdp_ext.engine.build import channel_graph, distill_config, load_source_config, restore_student
-from cakdp_ext.engine.checkpoint import find_checkpoint
+from cakdp_ext.engine.checkpoint import find_checkpoint, read_checkpoint
 from cakdp_ext.engine.data import build_split, evaluation_loader
 from cakdp_ext.engine.distributed import Workers, barrier
 from cakdp_ext.engine.evaluate import evaluate_detector
@@ -25,7 +26,8 @@ from cakdp_ext.engine.prune import make_plan, require_made_with, required_prunin
 from cakdp_ext.engine.report import Birdview, BirdviewPanel, Report, ReportRow, console_table, render_report
 from cakdp_ext.engine.runs import LOG, RunFolder
 from cakdp_ext.engine.train import TrainRequest, train
-from cakdp_ext.pruning import apply_plan, load_plan
+from cakdp_ext.pruning import apply_plan, load_plan, model_fingerprint
+from cakdp_ext.refinement import IoURefinement
 from cakdp_ext.types import LidarGeometry, PruningPlan
 
 STUDENT = "student"
@@ -92,13 +94,22 @@ def _require_sources(config: EasyDict) -> None:
         sources.append(distill.teacher)
     for source in sources:
         load_source_config(source, config.CONFIG_FILE)
-        find_checkpoint(source.ckpt)
+        content = read_checkpoint(source.ckpt)
+        if content.get("it", 0) < content.get("schedule_state", {}).get("total_steps", 0):
+            LOG.warning("%s is the checkpoint of a training that has not ended", find_checkpoint(source.ckpt))
 
 
 def _plan(config: EasyDict, run: RunFolder, place: Workers, num_workers: int) -> None:
     pruning = required_pruning(config)
     if not pruning.plan and run.plan.is_file():
-        require_made_with(load_plan(run.plan).source, pruning, str(run.plan))
+        source = load_plan(run.plan).source
+        require_made_with(source, pruning, str(run.plan))
+        student = unpruned_student(config, build_split(config, pruning.split).geometry)
+        if source.get("scored_model") not in ("", None, model_fingerprint(student)):
+            raise ConfigError(
+                f"{run.plan} was made for another student than {pruning.student.ckpt} holds now; "
+                "use another --extra_tag"
+            )
     if pruning.plan or run.plan.is_file():
         LOG.info("pruning plan: %s", pruning.plan or run.plan)
         return
@@ -119,13 +130,16 @@ def _contestants(config: EasyDict, run: RunFolder, plan: PruningPlan, geometry: 
     yield Contestant("pruned", apply_plan(student, plan, channel_graph(student, geometry)), "not trained again", False)
     trained = "pruned + distilled" if distill is not None else "pruned + trained"
     ckpt = run.checkpoints()[-1]
-    refinement = config.MODEL.POST_PROCESSING.get("IOU_REFINEMENT", {}).get("MODE", "none")
+    result: Any = restore_student(config, geometry, ckpt).model
+    if not hasattr(result.dense_head, "conv_iou"):
+        yield Contestant(trained, result, ckpt.stem)
+        return
     plain = deepcopy(config)
-    if refinement != "none":
-        plain.MODEL.POST_PROCESSING.IOU_REFINEMENT.MODE = "none"
-    yield Contestant(trained, restore_student(plain, geometry, ckpt).model, f"{ckpt.stem}")
-    if refinement != "none":
-        yield Contestant(f"{trained} + IoU {refinement}", restore_student(config, geometry, ckpt).model, "the result")
+    plain.MODEL.POST_PROCESSING.IOU_REFINEMENT = {"MODE": "none"}
+    yield Contestant(trained, restore_student(plain, geometry, ckpt).model, ckpt.stem)
+    mode = (result.post_processing.iou_refinement or IoURefinement()).mode
+    if mode != "none":
+        yield Contestant(f"{trained} + IoU {mode}", result, "the result")
 
 
 def _row(each: Contestant, dataset: LidarDataset, place: Workers, run: RunFolder, num_workers: int) -> ReportRow:
@@ -133,6 +147,9 @@ def _row(each: Contestant, dataset: LidarDataset, place: Workers, run: RunFolder
     loader = evaluation_loader(dataset, place, batch_size=1, num_workers=num_workers)
     folder = run.path / "eval" / "report" / each.name.replace(" ", "_")
     result = evaluate_detector(model, dataset, loader, place, folder, f"test {each.name}", quiet=True)
+    barrier()
+    if not place.is_main:  # alone, so that nothing else is timed
+        return ReportRow(each.name)
     cost = measure_cost(model, cost_frames(dataset, place.device))
     shown = {k: v for k, v in result.evaluation.metrics.items() if k.endswith("_R40") and not k.startswith("mAP")}
     return ReportRow(

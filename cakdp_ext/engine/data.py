@@ -21,8 +21,8 @@ HELD_OUT = "held_out"
 def build_split(config: Mapping[str, Any], split: str, *, training: bool = False, seed: int = 0) -> LidarDataset:
     """Build the frames of one split.
 
-    ``DATA_CONFIG.NUM_HELD_OUT`` frames of train, evenly spaced, are never trained on: they make up the split
-    ``held_out``, from which filters are scored without touching the frames that AP is reported on.
+    ``DATA_CONFIG.NUM_HELD_OUT`` frames of ``DATA_SPLIT.train``, evenly spaced, are never trained on: they make up the
+    split ``held_out``, from which filters are scored without touching the frames that AP is reported on.
 
     Args:
         config: the whole configuration.
@@ -34,14 +34,15 @@ def build_split(config: Mapping[str, Any], split: str, *, training: bool = False
         ConfigError: for a split without frames, or when ``held_out`` is asked for and nothing is held out.
     """
     data_cfg = config["DATA_CONFIG"]
-    base = "train" if split == HELD_OUT else split
+    train = str(data_cfg["DATA_SPLIT"]["train"])
+    base = train if split == HELD_OUT else split
     dataset = build_dataset(data_cfg, config["CLASS_NAMES"], training, Path(), seed, split=base)
     if len(dataset) == 0:
         raise ConfigError(
             f"split {base} of {data_cfg['DATA_PATH']} has no frames; list them in ImageSets/{base}.txt and run "
             "tools/make_infos.py again"
         )
-    if base != "train":
+    if base != train:
         return dataset
     held_out = _held_out(dataset.frame_ids, int(data_cfg.get("NUM_HELD_OUT", 0)))
     if split == HELD_OUT:
@@ -58,7 +59,8 @@ def build_split(config: Mapping[str, Any], split: str, *, training: bool = False
 def _held_out(frame_ids: list[str], count: int) -> list[str]:
     if count >= len(frame_ids):
         raise ConfigError(
-            f"DATA_CONFIG.NUM_HELD_OUT is {count}, but train has {len(frame_ids)} frames; hold out fewer, or none"
+            f"DATA_CONFIG.NUM_HELD_OUT is {count}, but the training split has {len(frame_ids)} frames; "
+            "hold out fewer, or none"
         )
     return [frame_ids[i] for i in np.linspace(0, len(frame_ids) - 1, count).round().astype(int)] if count else []
 

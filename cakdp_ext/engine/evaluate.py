@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from easydict import EasyDict
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from cakdp_ext import ops
+from cakdp_ext.config import ConfigError
 from cakdp_ext.datasets import LidarDataset, write_kitti_labels
 from cakdp_ext.engine.build import restore_student
 from cakdp_ext.engine.data import build_split, evaluation_loader
@@ -25,8 +26,6 @@ from cakdp_ext.engine.distributed import Workers, gather
 from cakdp_ext.engine.runs import LOG, RunFolder, atomic_path, epoch_of
 from cakdp_ext.evaluation import evaluate_kitti
 from cakdp_ext.types import Batch, Detections, Evaluation
-
-RECALL_THRESHOLDS = (0.3, 0.5, 0.7)
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,8 @@ def detect(
         The frames' annotations, recall counts (``gt``, ``rcnn_0.3``, ...), and seconds spent in the detector.
     """
     annotations: list[dict[str, Any]] = []
-    counts = {"gt": 0, **{f"rcnn_{t}": 0 for t in RECALL_THRESHOLDS}}
+    thresholds = cast(Any, model).post_processing.recall_thresh_list
+    counts = {"gt": 0, **{f"rcnn_{t}": 0 for t in thresholds}}
     seconds = 0.0
     model.eval()
     with torch.inference_mode(), tqdm(total=len(loader), desc=desc, disable=not place.is_main, leave=False) as bar:
@@ -64,19 +64,21 @@ def detect(
                 torch.cuda.synchronize(place.device)
             seconds += time.perf_counter() - start
             detections = [item.to("cpu") for item in detections]
-            _count_recalled(counts, batch, detections)
+            _count_recalled(counts, batch, detections, thresholds)
             annotations += dataset.to_annotations(batch, detections)
             bar.update()
     return annotations, counts, seconds
 
 
-def _count_recalled(counts: dict[str, int], batch: Batch, detections: Sequence[Detections]) -> None:
+def _count_recalled(
+    counts: dict[str, int], batch: Batch, detections: Sequence[Detections], thresholds: Sequence[float]
+) -> None:
     for boxes, labels, found in zip(batch.gt_boxes, batch.gt_labels, detections, strict=True):
         real = boxes[labels >= 0]
         counts["gt"] += len(real)
         if len(real) and len(found.boxes):
             best: Tensor = ops.iou_3d(real, found.boxes.to(real)).amax(dim=1)
-            for threshold in RECALL_THRESHOLDS:
+            for threshold in thresholds:
                 counts[f"rcnn_{threshold}"] += int((best > threshold).sum())
 
 
@@ -163,6 +165,8 @@ def evaluate_checkpoints(
     """
     split = split or str(config.DATA_CONFIG.DATA_SPLIT["test"])
     dataset = build_split(config, split)
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"--batch_size must be at least 1, got {batch_size}")
     per_process = max(1, batch_size // place.world_size if batch_size else int(config.OPTIMIZATION.BATCH_SIZE_PER_GPU))
     loader = evaluation_loader(dataset, place, batch_size=per_process, num_workers=num_workers)
     results = {}

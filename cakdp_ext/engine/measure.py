@@ -24,7 +24,7 @@ class Cost:
         params: trainable parameters.
         macs: multiply-accumulates, mean over the frames.
         latency: milliseconds from voxels to detections, one frame at a time.
-        memory: bytes at the peak of a forward, of the process on CPU, of the device on CUDA; None where unknown.
+        memory: bytes on the device at the peak of a forward; None on CPU, where only the whole process is known.
     """
 
     params: int
@@ -60,7 +60,8 @@ def measure_cost(model: nn.Module, frames: Sequence[Batch]) -> Cost:
             latency = measure_latency(
                 lambda: model(next(turns)), warmup=2, iterations=max(2 * len(frames), 10), device=device
             )
-    return Cost(count_parameters(model), float(np.mean(macs)), latency, peak.num_bytes)
+    memory = peak.num_bytes if device.type == "cuda" else None
+    return Cost(count_parameters(model), float(np.mean(macs)), latency, memory)
 
 
 def _call(model: nn.Module, batch: Batch) -> None:

@@ -19,9 +19,11 @@ from cakdp_ext.engine.build import (
     distill_config,
     load_source_config,
     pruning_config,
+    require_same_world,
     restore_student,
 )
-from cakdp_ext.engine.data import build_split, evaluation_loader
+from cakdp_ext.engine.checkpoint import read_checkpoint
+from cakdp_ext.engine.data import HELD_OUT, build_split, evaluation_loader
 from cakdp_ext.engine.distributed import Workers
 from cakdp_ext.engine.runs import LOG, RunFolder
 from cakdp_ext.pruning import (
@@ -51,6 +53,7 @@ def unpruned_student(config: EasyDict, geometry: LidarGeometry) -> nn.Module:
     """Restore the trained student that ``MODEL.PRUNING.STUDENT`` names."""
     pruning = required_pruning(config)
     source = load_source_config(pruning.student, config.CONFIG_FILE)
+    require_same_world(source, config)
     return restore_student(source, geometry, pruning.student.ckpt).model
 
 
@@ -58,10 +61,23 @@ def scoring_frames(config: EasyDict) -> LidarDataset:
     """The ``NUM_FRAMES`` evenly spaced frames of ``SPLIT`` that filters are scored on; 0 takes all."""
     pruning = required_pruning(config)
     dataset = build_split(config, pruning.split)
+    if pruning.split == HELD_OUT:
+        _require_same_held_out(config, pruning.student.ckpt)
     if not 0 < pruning.num_frames < len(dataset):
         return dataset
     chosen = np.linspace(0, len(dataset) - 1, pruning.num_frames).round().astype(int)
     return dataset.subset([dataset.frame_ids[i] for i in chosen])
+
+
+def _require_same_held_out(config: EasyDict, ckpt: str) -> None:
+    """Frames that the student was trained on are not held out, whatever the YAML says now."""
+    asked = str(config.DATA_CONFIG.get("NUM_HELD_OUT", 0))
+    trained = read_checkpoint(ckpt).get("settings", {}).get("DATA_CONFIG.NUM_HELD_OUT", asked)
+    if trained != asked:
+        raise ConfigError(
+            f"{ckpt} was trained with DATA_CONFIG.NUM_HELD_OUT {trained}, now {asked} is asked for: frames that it was "
+            "trained on would be scored as held out; keep the number, or score with MODEL.PRUNING.SPLIT train"
+        )
 
 
 def score(config: EasyDict, run: RunFolder, place: Workers, num_workers: int = 2) -> FilterScores:

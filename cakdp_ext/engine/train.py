@@ -80,7 +80,7 @@ def train(config: EasyDict, run: RunFolder, place: Workers, request: TrainReques
     options = _options(request, optimization)
     batch_size = _batch_size_per_process(request, optimization, place)
     distill = distill_config(config)
-    dataset = build_split(config, "train", training=True, seed=request.seed)
+    dataset = build_split(config, str(config.DATA_CONFIG.DATA_SPLIT["train"]), training=True, seed=request.seed)
     torch.manual_seed(request.seed)
     student = build_student(config, dataset.geometry, find_plan(config, run))
     if request.pretrained_model:
@@ -97,7 +97,9 @@ def train(config: EasyDict, run: RunFolder, place: Workers, request: TrainReques
     loader, sampler = training_loader(
         dataset, place, batch_size=batch_size, num_workers=request.num_workers, seed=request.seed
     )
-    extra = {"pruning": plan_to_dict(student.plan)} if student.plan else {}
+    extra: dict[str, Any] = {"settings": identity_of(config, request)}
+    if student.plan:
+        extra["pruning"] = plan_to_dict(student.plan)
     trainer = Trainer(step, loader, sampler, place, run, optimization, options, extra)
     trainer.resume()
     if place.is_main:
@@ -106,6 +108,29 @@ def train(config: EasyDict, run: RunFolder, place: Workers, request: TrainReques
     _announce(config, student, dataset.geometry, trainer)
     trainer.fit()
     return student
+
+
+def identity_of(config: EasyDict, request: TrainRequest) -> dict[str, str]:
+    """Everything that the weights depend on besides plan, frames and steps, flat and as text.
+
+    A checkpoint keeps it, so that a resume with other settings is refused instead of half obeyed.
+    """
+    ignored = ("DATA_CONFIG.DATA_PATH", "MODEL.POST_PROCESSING", "MODEL.PRUNING", "OPTIMIZATION.NUM_EPOCHS",
+               "OPTIMIZATION.BATCH_SIZE_PER_GPU")  # fmt: skip
+    flat: dict[str, str] = {"--seed": str(request.seed), "--use_amp": str(request.use_amp)}
+
+    def collect(prefix: str, value: Any) -> None:
+        if prefix.startswith(ignored):
+            return
+        if isinstance(value, dict):
+            for key, item in value.items():
+                collect(f"{prefix}.{key}", item)
+        else:
+            flat[prefix] = str(list(value) if isinstance(value, tuple) else value)
+
+    for section in ("CLASS_NAMES", "DATA_CONFIG", "MODEL", "OPTIMIZATION"):
+        collect(section, config[section])
+    return flat
 
 
 def find_plan(config: EasyDict, run: RunFolder) -> PruningPlan | None:
@@ -119,7 +144,10 @@ def find_plan(config: EasyDict, run: RunFolder) -> PruningPlan | None:
             f"no pruning plan at {path}; run tools/score_filters.py and tools/prune.py with the same --cfg and "
             "--extra_tag, or name a plan with --set MODEL.PRUNING.PLAN"
         )
-    return load_plan(path)
+    plan = load_plan(path)
+    if plan.source.get("keep_ratio", pruning.keep_ratio) != pruning.keep_ratio:
+        LOG.warning("%s keeps %s, not the YAML's KEEP_RATIO %s", path, plan.source["keep_ratio"], pruning.keep_ratio)
+    return plan
 
 
 def _options(request: TrainRequest, optimization: OptimizationConfig) -> TrainOptions:
@@ -134,6 +162,8 @@ def _options(request: TrainRequest, optimization: OptimizationConfig) -> TrainOp
 
 
 def _batch_size_per_process(request: TrainRequest, optimization: OptimizationConfig, place: Workers) -> int:
+    if request.batch_size is not None and request.batch_size < 1:
+        raise ConfigError(f"--batch_size must be at least 1, got {request.batch_size}")
     if request.batch_size is None:
         return optimization.batch_size_per_gpu
     if request.batch_size % place.world_size:
@@ -143,6 +173,8 @@ def _batch_size_per_process(request: TrainRequest, optimization: OptimizationCon
 
 def _wrapped(model: nn.Module, place: Workers, sync_bn: bool) -> Any:
     if place.world_size == 1:
+        if sync_bn:
+            raise ConfigError("--sync_bn needs several processes; start tools/dist_train.sh")
         return model
     if sync_bn:
         if place.device.type != "cuda":
@@ -157,4 +189,6 @@ def _announce(config: EasyDict, student: Student, geometry: LidarGeometry, train
              list(geometry.point_cloud_range))  # fmt: skip
     if student.plan:
         LOG.info("pruned: keeps %.1f %% of the filters", 100 * student.plan.keep_ratio)
+    if held_out := config.DATA_CONFIG.get("NUM_HELD_OUT", 0):
+        LOG.info("%d frames of the training split are held out for scoring (DATA_CONFIG.NUM_HELD_OUT)", held_out)
     LOG.info("%d frames, %d steps an epoch, on %s", trainer.sampler.num_frames, len(trainer.loader), trainer.place)

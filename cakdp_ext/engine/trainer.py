@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from cakdp_ext.engine.calibrate import calibrate_batch_norm
 from cakdp_ext.engine.checkpoint import CheckpointError, load_weights, read_checkpoint, write_checkpoint
 from cakdp_ext.engine.data import EpochSampler
-from cakdp_ext.engine.distributed import Workers, gather, mean_over_workers
+from cakdp_ext.engine.distributed import Workers, barrier, gather, mean_over_workers
 from cakdp_ext.engine.runs import LOG, RunFolder
 from cakdp_ext.engine.schedule import OptimizationConfig, build_optimizer, build_schedule
 from cakdp_ext.engine.step import TrainingStep
@@ -147,9 +147,13 @@ class Trainer:
                 f"{', '.join(batch.frame_ids)}; lower OPTIMIZATION.LR or train without --use_amp"
             )
         self.scaler.scale(loss).backward()
-        if self.optimization.grad_norm_clip > 0:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.optimization.grad_norm_clip)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.optimization.grad_norm_clip or torch.inf)
+        if not self.scaler.is_enabled() and not torch.isfinite(norm):  # a scaler skips such a step by itself
+            raise FloatingPointError(
+                f"the gradient is not finite at iteration {self.position.iteration} in frames "
+                f"{', '.join(batch.frame_ids)}; the last checkpoint is sound, lower OPTIMIZATION.LR"
+            )
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()
@@ -200,9 +204,12 @@ class Trainer:
         """Write everything that an exact resume needs (every process takes part: each has its own random state)."""
         random = gather(_random_state(self.place.device))
         self._last_save = time.monotonic()
-        if not self.place.is_main:
-            return
-        state = {
+        if self.place.is_main:
+            write_checkpoint(path, self.model, self._state(random))
+        barrier()  # nobody goes on to read what is still being written
+
+    def _state(self, random: list[Any]) -> dict[str, Any]:
+        return {
             "epoch": self.position.epoch,
             "step_in_epoch": self.position.step_in_epoch,
             "it": self.position.iteration,
@@ -213,7 +220,6 @@ class Trainer:
             "batch_size": self.sampler.batch_size,
             **self.extra_state,
         }
-        write_checkpoint(path, self.model, state)
 
     def resume(self) -> bool:
         """Go on from the newest readable checkpoint of the run folder.
@@ -222,7 +228,7 @@ class Trainer:
             Whether there was one.
 
         Raises:
-            CheckpointError: when the newest one belongs to another model, plan or length of training.
+            CheckpointError: when the newest one belongs to another model, plan, settings or length of training.
         """
         content = self._newest()
         if content is None:
@@ -252,6 +258,14 @@ class Trainer:
             raise CheckpointError(f"{where} was not written by this engine; give it as --pretrained_model instead")
         if _cut_of(content) != _cut_of(self.extra_state):
             raise CheckpointError(f"{where} was cut by another plan; use another --extra_tag")
+        settings, asked = content.get("settings", {}), self.extra_state.get("settings", {})
+        changed = [key for key in {**asked, **settings} if settings and settings.get(key) != asked.get(key)]
+        if changed:
+            key = changed[0]
+            raise CheckpointError(
+                f"{where} was trained with {key} {settings.get(key)}, now {asked.get(key)} is asked for; keep it, "
+                "or use another --extra_tag"
+            )
         before = content["schedule_state"]["total_steps"], content["batch_size"] * len(content["random_state"])
         now = self.schedule.total_steps, self.sampler.batch_size * self.place.world_size  # type: ignore[attr-defined]
         if before != now:

@@ -365,10 +365,10 @@ def test_objects_across_the_image_border_are_truncated_and_beyond_it_left_out():
 
 
 def test_far_objects_become_regions_without_care():
-    generator = FrameGenerator(SceneConfig())
+    generator, near = FrameGenerator(SceneConfig()), replace(SceneConfig(), label_distance=36.0)
     scene = scene_of([thing("Car", 40.0, 0.0), thing("Car", 30.0, 5.0)])
     image = generator.lidar.cast(scene, rng())
-    labels = label_objects(scene, image, generator.lidar.measure(image, rng()), generator.camera, SceneConfig())
+    labels = label_objects(scene, image, generator.lidar.measure(image, rng()), generator.camera, near)
     assert [label.name for label in labels] == ["Car", "DontCare"]
     everything = replace(SceneConfig(), label_distance=60.0)
     labels = label_objects(scene, image, generator.lidar.measure(image, rng()), generator.camera, everything)

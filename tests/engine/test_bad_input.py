@@ -112,12 +112,17 @@ def test_unknown_split(trained):
 
 def test_more_frames_held_out_than_there_are(trained):
     outcome = trained.command("train", "second", "--set", "DATA_CONFIG.NUM_HELD_OUT", 10, tag="bad")
-    assert "DATA_CONFIG.NUM_HELD_OUT is 10, but train has 10 frames" in outcome.error
+    assert "DATA_CONFIG.NUM_HELD_OUT is 10, but the training split has 10 frames" in outcome.error
 
 
 def test_scoring_where_nothing_was_held_out(trained):
     outcome = trained.command("score_filters", "second_cakdp", "--set", "DATA_CONFIG.NUM_HELD_OUT", 0, tag="bad")
     assert "split held_out is empty: set DATA_CONFIG.NUM_HELD_OUT before the student is trained" in outcome.error
+
+
+def test_frames_that_the_student_was_trained_on_are_not_held_out(trained):
+    outcome = trained.command("score_filters", "second_cakdp", "--set", "DATA_CONFIG.NUM_HELD_OUT", 4, tag="bad")
+    assert "was trained with DATA_CONFIG.NUM_HELD_OUT 2, now 4 is asked for" in outcome.error
 
 
 def test_checkpoint_of_another_architecture(trained):
@@ -238,7 +243,7 @@ def test_teacher_with_other_anchors(compressed, tmp_path):
 def test_teacher_with_other_classes(compressed, tmp_path):
     cfg = compressed.variant("voxel_rcnn", tmp_path, {"CLASS_NAMES": ["Car", "Cyclist", "Pedestrian"]})
     error = teach(compressed, cfg).error
-    assert f"teacher {cfg} knows the classes ['Car', 'Cyclist', 'Pedestrian']" in error
+    assert f"{cfg} knows the classes ['Car', 'Cyclist', 'Pedestrian']" in error
     assert "they must be the same, in the same order" in error
 
 
@@ -246,7 +251,7 @@ def test_teacher_with_another_range(compressed, tmp_path):
     cfg = compressed.variant(
         "voxel_rcnn", tmp_path, {"DATA_CONFIG": {"POINT_CLOUD_RANGE": [0, -6.4, -3, 25.6, 6.4, 1]}}
     )
-    assert "teacher and student share their voxels, so both must be equal" in teach(compressed, cfg).error
+    assert "they share their voxels, so both must be equal" in teach(compressed, cfg).error
 
 
 def test_teacher_with_one_stage(compressed):

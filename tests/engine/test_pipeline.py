@@ -183,7 +183,7 @@ def test_compress_reuses_scores_plan_and_checkpoint_of_the_stages(compressed, ru
     assert outcome.code == 0, outcome.err
     assert [(path.stat().st_mtime_ns, path.read_bytes()) for path in kept] == before
     assert "resumed at epoch 1, step 0" in outcome.out
-    assert "scoring" not in outcome.out
+    assert " filters on " not in outcome.out
     assert (run.path / "report.html").is_file()
 
 

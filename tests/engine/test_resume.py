@@ -110,7 +110,9 @@ def test_scoring_again_counts_no_frame_twice(compressed):
             "a training of 4 steps of 2 frames, this one has 12 of 2; keep epochs, batch size and frames",
         ),
         (("--batch_size", 4), "a training of 4 steps of 2 frames, this one has 2 of 4"),
-        (("--set", "DATA_CONFIG.NUM_HELD_OUT", 4), "a training of 4 steps of 2 frames, this one has 3 of 2"),
+        (("--set", "DATA_CONFIG.NUM_HELD_OUT", 4), "was trained with DATA_CONFIG.NUM_HELD_OUT 2, now 4 is asked for"),
+        (("--set", "OPTIMIZATION.LR", 0.5), "now 0.5 is asked for; keep it, or use another --extra_tag"),
+        (("--seed", 7), "was trained with --seed 666, now 7 is asked for"),
     ],
 )
 def test_resume_refuses_another_length_and_changes_nothing(trained, options, message):
