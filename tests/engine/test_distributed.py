@@ -152,3 +152,11 @@ def test_a_process_alone_needs_no_group():
     assert gather(("a", 1)) == [("a", 1)]
     assert mean_over_workers({"x": torch.tensor(2.0), "y": torch.tensor(-1.0)}) == {"x": 2.0, "y": -1.0}
     assert mean_over_workers({}) == {}
+
+
+def test_both_processes_test_the_epoch_that_the_first_one_has_just_written(trained):
+    argv = [*trained.argv("train", "second", "pair"), "--batch_size", 2, "--epochs", 1]
+    torchrun(PROJECT / "tools" / "train.py", *argv)
+    run = trained.run("second", "pair")
+    assert [path.name for path in run.checkpoints()] == ["checkpoint_epoch_1.pth"]
+    assert (run.evaluation("1", "val", "default") / "metrics.json").is_file()

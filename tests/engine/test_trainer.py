@@ -81,6 +81,25 @@ def weights(model):
     return model.layer.weight.detach().clone()
 
 
+class SteepStudent(Student):
+    """Its loss is finite everywhere, its gradient is not."""
+
+    def forward(self, batch):
+        root = (self.layer.weight * 0).square().sum().sqrt()
+        return TrainingOutput({**super().forward(batch).losses, "root": root})
+
+
+@pytest.mark.parametrize("clip", [0.0, 10.0])
+def test_gradient_that_is_not_finite_stops_before_the_step_and_names_its_frames(tmp_path, clip):
+    first = [f"{index:06d}" for _, index in EpochSampler(NUM_FRAMES, PLACE, 0, BATCH_SIZE)][:BATCH_SIZE]
+    student = SteepStudent()
+    loop = trainer(tmp_path, student, optimization=OptimizationConfig(lr=0.01, grad_norm_clip=clip))
+    with pytest.raises(FloatingPointError, match=f"gradient is not finite at iteration 0 in frames {', '.join(first)}"):
+        loop.fit()
+    assert torch.equal(weights(student), torch.full((1, 3), 0.5))
+    assert loop.run.checkpoints() == []
+
+
 def test_loss_that_is_not_finite_names_loss_and_frames_and_stops_before_the_step(tmp_path):
     order = [f"{index:06d}" for _, index in EpochSampler(NUM_FRAMES, PLACE, 0, BATCH_SIZE)]
     second = order[BATCH_SIZE : 2 * BATCH_SIZE]
