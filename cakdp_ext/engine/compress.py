@@ -148,9 +148,10 @@ def _row(each: Contestant, dataset: LidarDataset, place: Workers, run: RunFolder
     folder = run.path / "eval" / "report" / each.name.replace(" ", "_")
     result = evaluate_detector(model, dataset, loader, place, folder, f"test {each.name}", quiet=True)
     barrier()
-    if not place.is_main:  # alone, so that nothing else is timed
+    cost = measure_cost(model, cost_frames(dataset, place.device)) if place.is_main else None
+    barrier()  # the others wait, so that nothing of theirs is timed
+    if cost is None:
         return ReportRow(each.name)
-    cost = measure_cost(model, cost_frames(dataset, place.device))
     shown = {k: v for k, v in result.evaluation.metrics.items() if k.endswith("_R40") and not k.startswith("mAP")}
     return ReportRow(
         name=each.name,

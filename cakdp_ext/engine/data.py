@@ -62,7 +62,12 @@ def _held_out(frame_ids: list[str], count: int) -> list[str]:
             f"DATA_CONFIG.NUM_HELD_OUT is {count}, but the training split has {len(frame_ids)} frames; "
             "hold out fewer, or none"
         )
-    return [frame_ids[i] for i in np.linspace(0, len(frame_ids) - 1, count).round().astype(int)] if count else []
+    return [frame_ids[i] for i in evenly_spaced(len(frame_ids), count)]
+
+
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """Give ``count`` ascending indices into ``total`` things, the first and the last among them from two on."""
+    return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist() if count else []
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

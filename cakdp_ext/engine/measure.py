@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from cakdp_ext.datasets import LidarDataset, collate
+from cakdp_ext.engine.data import evenly_spaced
 from cakdp_ext.pruning import LatencyStats, count_macs, count_parameters, measure_latency, peak_memory
 from cakdp_ext.types import Batch
 
@@ -35,8 +36,7 @@ class Cost:
 
 def cost_frames(dataset: LidarDataset, device: torch.device, count: int = 8) -> list[Batch]:
     """Up to ``count`` evenly spaced frames, one a batch."""
-    indices = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))
-    return [collate([dataset[int(i)]]).to(device) for i in indices]
+    return [collate([dataset[index]]).to(device) for index in evenly_spaced(len(dataset), count)]
 
 
 def measure_cost(model: nn.Module, frames: Sequence[Batch]) -> Cost:

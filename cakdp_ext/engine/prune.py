@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from easydict import EasyDict
 from torch import nn
@@ -23,7 +22,7 @@ from cakdp_ext.engine.build import (
     restore_student,
 )
 from cakdp_ext.engine.checkpoint import read_checkpoint
-from cakdp_ext.engine.data import HELD_OUT, build_split, evaluation_loader
+from cakdp_ext.engine.data import HELD_OUT, build_split, evaluation_loader, evenly_spaced
 from cakdp_ext.engine.distributed import Workers
 from cakdp_ext.engine.runs import LOG, RunFolder
 from cakdp_ext.pruning import (
@@ -65,8 +64,7 @@ def scoring_frames(config: EasyDict) -> LidarDataset:
         _require_same_held_out(config, pruning.student.ckpt)
     if not 0 < pruning.num_frames < len(dataset):
         return dataset
-    chosen = np.linspace(0, len(dataset) - 1, pruning.num_frames).round().astype(int)
-    return dataset.subset([dataset.frame_ids[i] for i in chosen])
+    return dataset.subset([dataset.frame_ids[i] for i in evenly_spaced(len(dataset), pruning.num_frames)])
 
 
 def _require_same_held_out(config: EasyDict, ckpt: str) -> None:
