@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from cakdp_ext import __version__
-from cakdp_ext.engine.runs import RunFolder, atomic_path
+from cakdp_ext.engine.runs import RunFolder
+from cakdp_ext.files import atomic_path
 
 _NUMPY_SCALARS: list[Any] = [
     np.float64(0).__reduce__()[0],  # the private function that NumPy pickles its scalars with

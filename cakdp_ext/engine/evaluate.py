@@ -23,8 +23,9 @@ from cakdp_ext.datasets import LidarDataset, write_kitti_labels
 from cakdp_ext.engine.build import restore_student
 from cakdp_ext.engine.data import build_split, evaluation_loader
 from cakdp_ext.engine.distributed import Workers, gather
-from cakdp_ext.engine.runs import LOG, RunFolder, atomic_path, epoch_of
+from cakdp_ext.engine.runs import LOG, RunFolder, epoch_of
 from cakdp_ext.evaluation import evaluate_kitti
+from cakdp_ext.files import atomic_path
 from cakdp_ext.types import Batch, Detections, Evaluation
 
 

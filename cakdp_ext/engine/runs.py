@@ -1,9 +1,8 @@
-"""Where a run keeps its files: OpenPCDet's output layout, atomic writing, and a log that both people and files read."""
+"""Where a run keeps its files: OpenPCDet's output layout, and a log that both people and files read."""
 
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from cakdp_ext.config import dump_config
+from cakdp_ext.files import atomic_path
 
 LOG = logging.getLogger("cakdp_ext")
 _EPOCH = re.compile(r"checkpoint_epoch_(\d+)\.pth$")
@@ -84,18 +84,6 @@ def epoch_of(checkpoint: Path) -> str:
     """Epoch that a checkpoint's file name tells, ``no_number`` if none."""
     match = _EPOCH.search(checkpoint.name)
     return match.group(1) if match else "no_number"
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` that replaces it once the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _TqdmHandler(logging.Handler):

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
-import uuid
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cakdp_ext import __version__
+from cakdp_ext.files import atomic_path
 from cakdp_ext.pruning.graph import ChannelGraph
 from cakdp_ext.types import FilterScores, PruningPlan
 
@@ -56,7 +55,8 @@ def save_scores(path: str | Path, scores: FilterScores) -> None:
     arrays = {f"scores/{name}": np.asarray(values, np.float64) for name, values in scores.values.items()}
     content = io.BytesIO()
     np.savez(content, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
-    _write_whole(Path(path), content.getvalue())
+    with atomic_path(Path(path)) as temporary:
+        temporary.write_bytes(content.getvalue())
 
 
 def load_scores(path: str | Path) -> FilterScores:
@@ -159,7 +159,8 @@ def save_plan(path: str | Path, plan: PruningPlan) -> None:
     """Write a plan to a ``.json`` file for people and programs; whole or not at all."""
     text = json.dumps(plan_to_dict(plan), indent=2, allow_nan=False)
     one_line_lists = re.sub(r"\[[^\[\]{}\"]*\]", lambda match: re.sub(r"\s+", " ", match[0]), text)
-    _write_whole(Path(path), (one_line_lists + "\n").encode())
+    with atomic_path(Path(path)) as temporary:
+        temporary.write_bytes((one_line_lists + "\n").encode())
 
 
 def load_plan(path: str | Path) -> PruningPlan:
@@ -183,17 +184,3 @@ def _require_format(content: Any, expected: str) -> None:
     version = content.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(f"format version {version} is not {FORMAT_VERSION}, which cakdp_ext {__version__} reads")
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write beside the target, then put it in place in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with beside.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

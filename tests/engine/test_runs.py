@@ -6,7 +6,8 @@ import logging
 
 import pytest
 
-from cakdp_ext.engine.runs import RunFolder, atomic_path, epoch_of, logging_to
+from cakdp_ext.engine.runs import RunFolder, epoch_of, logging_to
+from cakdp_ext.files import atomic_path
 
 
 def test_layout_is_openpcdets(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cakdp_ext.engine.report.content import Report, to_dict
 from cakdp_ext.engine.report.page import page
-from cakdp_ext.engine.runs import atomic_path
+from cakdp_ext.files import atomic_path
 
 
 def render_report(report: Report, folder: str | Path) -> Path:
