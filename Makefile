@@ -5,10 +5,14 @@ RUN := $(VENV)/bin
 READY := $(VENV)/.cakdp_ready
 KITTI ?= data/kitti
 
-.PHONY: help setup test lint demo study real clean
+ARCHS ?= $(filter 75 80 86 89 90 120,$(subst sm_,,$(shell nvcc --list-gpu-code 2>/dev/null)))
+
+.PHONY: help setup test test-cuda-on-cpu kernels lint demo study real clean
 help:
 	@echo "make demo   set up, then compress a detector on generated scenes; report in output/synthetic/second_cakdp"
 	@echo "make test   set up, then run the tests"
+	@echo "make test-cuda-on-cpu   run the tests of the ops on the CUDA kernels, compiled for this processor"
+	@echo "make kernels            compile the CUDA kernels with nvcc for ARCHS (sm_: $(ARCHS))"
 	@echo "make lint   formatting, lint, types"
 	@echo "make study  distilled against fine-tuned alone over three seeds (hours)"
 	@echo "make real   over-fit and compress on real KITTI frames in KITTI=$(KITTI) (hours on a CPU)"
@@ -23,6 +27,17 @@ $(READY): requirements.txt requirements-dev.txt pyproject.toml setup.py $(wildca
 
 test: setup
 	$(RUN)/python -m pytest -n auto --dist loadgroup
+
+test-cuda-on-cpu: setup
+	$(RUN)/python tests/ops/cuda_on_cpu/build.py build/cuda_on_cpu
+	for order in "" CAKDP_THREADS_BACKWARDS=1; do \
+		env $$order CAKDP_EXTENSION=_C PYTHONPATH=build/cuda_on_cpu $(RUN)/python -m pytest -q tests/ops || exit 1; \
+	done
+
+kernels: $(patsubst ops/cuda/%.cu,build/kernels/%.o,$(wildcard ops/cuda/*.cu))
+build/kernels/%.o: ops/cuda/%.cu $(wildcard ops/cuda/*.h ops/include/*.h)
+	mkdir -p $(@D)
+	nvcc -c -O3 -std=c++17 -Iops/include $(foreach a,$(ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) -o $@ $<
 
 lint: setup
 	$(RUN)/ruff format --check .

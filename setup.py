@@ -1,6 +1,8 @@
 """Build the native ops, ``cakdp_ext._C``, where PyTorch and a C++ compiler are at hand; pyproject.toml says the rest.
 
 CAKDP_BUILD=auto (default) installs without native ops where they cannot be built, 1 makes that an error, 0 skips them.
+CAKDP_CUDA=auto (default) adds the CUDA kernels where PyTorch has CUDA and nvcc is found, 1 makes their lack an error, 0
+leaves them out. TORCH_CUDA_ARCH_LIST names the GPUs to build for; PyTorch takes those it finds by default.
 """
 
 from __future__ import annotations
@@ -17,16 +19,17 @@ from setuptools import setup
 from setuptools.errors import BaseError, CCompilerError
 
 SWITCH = "CAKDP_BUILD"
+CUDA_SWITCH = "CAKDP_CUDA"
 BUILD_FAILURES = (BaseError, CCompilerError, RuntimeError, OSError, subprocess.CalledProcessError)
 
 
-def read_switch() -> str:
+def read_switch(name: str) -> str:
     """Return ``auto``, ``0`` or ``1``."""
-    value = os.environ.get(SWITCH, "auto")
+    value = os.environ.get(name, "auto")
     if value not in ("auto", "0", "1"):
-        raise SystemExit(f"{SWITCH} must be auto, 0 or 1, got {value!r}")
-    if SWITCH in os.environ:
-        print(f"cakdp-ext: {SWITCH}={value}")
+        raise SystemExit(f"{name} must be auto, 0 or 1, got {value!r}")
+    if name in os.environ:
+        print(f"cakdp-ext: {name}={value}")
     return value
 
 
@@ -42,23 +45,57 @@ def missing() -> str:
     return ""
 
 
+def missing_for_cuda() -> str:
+    """Name what the CUDA kernels lack; nothing where they lack nothing."""
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if torch.version.cuda is None:
+        return "this PyTorch is built without CUDA"
+    if (
+        CUDA_HOME is None
+        or not (Path(CUDA_HOME) / "bin" / ("nvcc.exe" if sys.platform == "win32" else "nvcc")).exists()
+    ):
+        return "there is no nvcc; install the CUDA toolkit or set CUDA_HOME"
+    return ""
+
+
+def wants_cuda() -> bool:
+    """Tell whether to build the CUDA kernels, and print why not."""
+    switch = read_switch(CUDA_SWITCH)
+    lacks = f"{CUDA_SWITCH}=0" if switch == "0" else missing_for_cuda()
+    if lacks and switch == "1":
+        raise SystemExit(f"cakdp-ext: {CUDA_SWITCH}=1, but {lacks}")
+    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", "those found here")
+    print(f"cakdp-ext: CUDA kernels: {f'no, {lacks}' if lacks else f'for {architectures}'}")
+    return not lacks
+
+
 def native_ops(optional: bool) -> Any:
     """Describe the extension; OpenMP comes from PyTorch's own library, so that thread counts are PyTorch's."""
     from torch.__config__ import parallel_info
-    from torch.utils.cpp_extension import CppExtension
+    from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
+    has_cuda = wants_cuda()
+    folders = ["cpu", *(["cuda", "cuda/torch"] if has_cuda else [])]
     flags = ["/O2"] if sys.platform == "win32" else ["-O3", "-g0", "-Wall"]
     if sys.platform == "linux" and "parallel backend: OpenMP" in parallel_info():
         flags.append("-fopenmp")
     root = Path(__file__).resolve().parent
-    return CppExtension(
+    return (CUDAExtension if has_cuda else CppExtension)(
         "cakdp_ext._C",
-        sources=["ops/schema.cpp", *(f"ops/cpu/{path.name}" for path in sorted((root / "ops/cpu").glob("*.cpp")))],
-        depends=[str(path.relative_to(root)) for path in sorted((root / "ops").glob("*/*.h"))],
-        include_dirs=[str(root / "ops/include"), str(root / "ops/cpu")],
-        extra_compile_args={"cxx": flags},
+        sources=["ops/schema.cpp", *sources(root, folders)],
+        depends=[str(path.relative_to(root)) for path in sorted((root / "ops").glob("**/*.h"))],
+        include_dirs=[str(root / "ops" / folder) for folder in ("include", *folders)],
+        extra_compile_args={"cxx": flags, "nvcc": ["-O3"]},
         optional=optional,
     )
+
+
+def sources(root: Path, folders: list[str]) -> list[str]:
+    """List the C++ and CUDA sources in folders of ops/, relative to the root."""
+    found = [path for folder in folders for path in sorted((root / "ops" / folder).iterdir())]
+    return [str(path.relative_to(root)) for path in found if path.suffix in (".cpp", ".cu")]
 
 
 def build_command() -> type:
@@ -80,7 +117,7 @@ def build_command() -> type:
 
 def main() -> None:
     """Install, with native ops if they are wanted and possible."""
-    switch = read_switch()
+    switch = read_switch(SWITCH)
     lacks = f"{SWITCH}=0" if switch == "0" else missing()
     if lacks and switch == "1":
         raise SystemExit(f"cakdp-ext: {SWITCH}=1, but {lacks}")

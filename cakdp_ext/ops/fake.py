@@ -29,7 +29,7 @@ def _kept(boxes: Tensor, iou_threshold: float, axis_aligned: bool, post_max: int
 
 
 def _holders(points: Tensor, boxes: Tensor) -> Tensor:
-    return points.new_empty(points.shape[0], dtype=torch.int64)
+    return points.new_empty(points.shape[:2], dtype=torch.int64)
 
 
 def _neighbours(

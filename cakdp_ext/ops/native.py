@@ -14,6 +14,8 @@ import torch
 from cakdp_ext.ops import fake
 
 SWITCH = "CAKDP_NATIVE"
+EXTENSION = os.environ.get("CAKDP_EXTENSION", "cakdp_ext._C")
+"""The module whose import registers the ops; the tests put another build of them here."""
 HOW_TO_BUILD = "pip install --no-build-isolation -e . (with a C++ compiler)"
 NAMES = ("boxes_overlap_bev", "boxes_overlap_bev_aligned", "nms_sorted", "points_in_boxes", "voxel_query")
 
@@ -23,14 +25,14 @@ def _load() -> str:
     if os.environ.get(SWITCH, "1") == "0":
         return f"{SWITCH}=0"
     try:
-        importlib.import_module("cakdp_ext._C")
+        importlib.import_module(EXTENSION)
     except ModuleNotFoundError:
-        return "cakdp_ext._C is not built"
+        return f"{EXTENSION} is not built"
     except ImportError as error:
-        return f"cakdp_ext._C does not load ({error})"
+        return f"{EXTENSION} does not load ({error})"
     missing = [name for name in NAMES if not hasattr(torch.ops.cakdp, name)]
     if missing:
-        return f"cakdp_ext._C is older than these sources, it lacks {', '.join(missing)}"
+        return f"{EXTENSION} is older than these sources, it lacks {', '.join(missing)}"
     fake.register()
     return ""
 

@@ -4,19 +4,14 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include "boxes.h"
+#include "checks/boxes_overlap_bev.h"
 #include "rectangle_overlap.h"
-#include "tensor_checks.h"
 
 namespace cakdp {
 namespace {
 
 constexpr int64_t kPairsPerTask = 1 << 14;
-
-void check_boxes(const at::Tensor& boxes1, const at::Tensor& boxes2) {
-    check_rows(boxes1, kBoxNumbers, "boxes1");
-    check_rows(boxes2, kBoxNumbers, "boxes2");
-    check_same_dtype(boxes1, boxes2, "boxes1 and boxes2");
-}
 
 at::Tensor boxes_overlap_bev(const at::Tensor& boxes1, const at::Tensor& boxes2) {
     check_boxes(boxes1, boxes2);
@@ -36,9 +31,7 @@ at::Tensor boxes_overlap_bev(const at::Tensor& boxes1, const at::Tensor& boxes2)
 }
 
 at::Tensor boxes_overlap_bev_aligned(const at::Tensor& boxes1, const at::Tensor& boxes2) {
-    check_boxes(boxes1, boxes2);
-    TORCH_CHECK_VALUE(boxes1.size(0) == boxes2.size(0), "aligned boxes come in pairs, got ", boxes1.size(0), " and ",
-                      boxes2.size(0));
+    check_box_pairs(boxes1, boxes2);
     at::Tensor overlap = at::empty({boxes1.size(0)}, boxes1.options());
     AT_DISPATCH_FLOATING_TYPES(boxes1.scalar_type(), "boxes_overlap_bev_aligned", [&] {
         const auto first = make_boxes<scalar_t>(boxes1), second = make_boxes<scalar_t>(boxes2);

@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include "boxes.h"
 #include "rectangle_overlap.h"
 #include "tensor_checks.h"
 
@@ -35,7 +36,7 @@ std::vector<int64_t> greedy(const std::vector<Box<T>>& boxes, T iou_threshold, s
 }
 
 at::Tensor nms_sorted(const at::Tensor& boxes, double iou_threshold, bool axis_aligned, int64_t post_max) {
-    check_rows(boxes, kBoxNumbers, "boxes");
+    check_shape(boxes, {-1, kBoxNumbers}, "boxes");
     const size_t limit = static_cast<size_t>(post_max < 0 ? boxes.size(0) : post_max);
     std::vector<int64_t> keep;
     AT_DISPATCH_FLOATING_TYPES(boxes.scalar_type(), "nms_sorted", [&] {

@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "tensor_checks.h"
+#include "checks/voxel_query.h"
 
 namespace cakdp {
 namespace {
@@ -91,26 +91,11 @@ int64_t find_neighbours(const VoxelRows& rows, const int64_t* query, const T* po
     return found;
 }
 
-void check(const at::Tensor& queries, const at::Tensor& query_xyz, const at::Tensor& voxel_coords,
-           const at::Tensor& voxel_xyz) {
-    check_rows(queries, 4, "queries");
-    check_rows(query_xyz, 3, "query_xyz");
-    check_rows(voxel_coords, 4, "voxel_coords");
-    check_rows(voxel_xyz, 3, "voxel_xyz");
-    check_same_dtype(query_xyz, voxel_xyz, "query_xyz and voxel_xyz");
-    TORCH_CHECK_VALUE(queries.scalar_type() == at::kLong && voxel_coords.scalar_type() == at::kLong,
-                      "queries and voxel_coords must be int64");
-    TORCH_CHECK_VALUE(queries.size(0) == query_xyz.size(0), "queries and query_xyz must be as many");
-    TORCH_CHECK_VALUE(voxel_coords.size(0) == voxel_xyz.size(0), "voxel_coords and voxel_xyz must be as many");
-}
-
 std::tuple<at::Tensor, at::Tensor> voxel_query(const at::Tensor& queries, const at::Tensor& query_xyz,
                                                const at::Tensor& voxel_coords, const at::Tensor& voxel_xyz,
                                                at::IntArrayRef spatial_shape, int64_t batch_size,
                                                at::IntArrayRef ranges, double radius, int64_t num_samples) {
-    check(queries, query_xyz, voxel_coords, voxel_xyz);
-    TORCH_CHECK_VALUE(num_samples >= 1 && spatial_shape.size() == 3 && ranges.size() == 3,
-                      "voxel_query needs three sizes, three ranges and at least one sample");
+    check_voxel_query(queries, query_xyz, voxel_coords, voxel_xyz, spatial_shape, ranges, num_samples);
     const Settings settings{batch_size, spatial_shape[0], spatial_shape[1], spatial_shape[2], ranges[0],
                             ranges[1],  ranges[2],        radius,           num_samples};
     const int64_t count = queries.size(0);

@@ -25,6 +25,6 @@ def implementation(request, device, monkeypatch):
     """Force the native op or the reference for the length of a test."""
     if request.param == "reference":
         monkeypatch.setattr(native, "implementation", lambda name, device: None)
-    elif not native.has_kernel("boxes_overlap_bev", device.type):
+    elif not any(native.has_kernel(name, device.type) for name in native.NAMES):
         pytest.skip(f"native ops on {device.type}: {native.REASON or 'no kernels'}")
     return request.param

@@ -28,7 +28,7 @@ def arguments(device, dtype):
         "boxes_overlap_bev": (boxes, boxes[:4]),
         "boxes_overlap_bev_aligned": (boxes, boxes.flip(0)),
         "nms_sorted": (boxes, 0.1, False, -1),
-        "points_in_boxes": (boxes[:, :3].contiguous(), boxes),
+        "points_in_boxes": (boxes[None, :, :3].contiguous(), boxes[None]),
         "voxel_query": (coords, xyz, coords, xyz, [3, 3, 3], 1, [1, 1, 1], 2.0, 4),
     }
 
@@ -74,10 +74,10 @@ def test_native_and_reference_keep_the_same_of_a_thousand():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda o: o.boxes_overlap_bev(torch.zeros(2, 6), torch.zeros(2, 7)), r"boxes1 must have shape \(any, 7\)"),
+        (lambda o: o.boxes_overlap_bev(torch.zeros(2, 6), torch.zeros(2, 7)), r"boxes1 must have shape \[-1, 7\]"),
         (lambda o: o.boxes_overlap_bev_aligned(torch.zeros(2, 7), torch.zeros(3, 7)), "come in pairs, got 2 and 3"),
         (lambda o: o.nms_sorted(torch.zeros(7), 0.5, False, -1), "boxes must have shape"),
-        (lambda o: o.points_in_boxes(torch.zeros(2, 3), torch.zeros(2, 7).double()), "must share a dtype"),
+        (lambda o: o.points_in_boxes(torch.zeros(1, 2, 3), torch.zeros(1, 2, 7).double()), "must share a dtype"),
     ],
 )
 def test_a_direct_call_refuses_what_would_read_out_of_bounds(call, message):

@@ -48,7 +48,7 @@ def test_blocks_of_the_reference_leave_no_seam(monkeypatch):
     monkeypatch.setattr(reference, "DENSE_LIMIT", 64)
     boxes = random_boxes(12, 2)
     points = far_from_faces(random_points(500, 3), boxes)
-    assert reference.points_in_boxes(points, boxes).tolist() == shapely_holder(points, boxes).tolist()
+    assert reference.points_in_boxes(points[None], boxes[None])[0].tolist() == shapely_holder(points, boxes).tolist()
 
 
 def test_first_of_nested_boxes_wins(device, dtype):
@@ -126,3 +126,22 @@ def test_wrong_arguments_are_named(device):
         ops.points_in_boxes(points, boxes.float())
     with pytest.raises(ValueError, match=f"must be on one device, got {boxes.device} and meta"):
         ops.points_in_boxes(points, boxes.to("meta"))
+
+
+def test_frames_do_not_see_each_other(device, dtype):
+    boxes = random_boxes(10, 12).to(device, dtype).reshape(2, 5, 7)
+    points = random_points(600, 13).to(device, dtype).reshape(2, 300, 3)
+    found = ops.points_in_boxes(points, boxes)
+    assert found.tolist() == [
+        ops.points_in_boxes(cloud, own).tolist() for cloud, own in zip(points, boxes, strict=True)
+    ]
+    assert found.shape == (2, 300)
+    assert (found >= 0).any(1).all()
+
+
+@pytest.mark.parametrize(("frames", "points", "boxes"), [(0, 4, 3), (2, 0, 3), (2, 4, 0)])
+def test_empty_frames(device, frames, points, boxes):
+    found = ops.points_in_boxes(
+        torch.zeros(frames, points, 3, device=device), torch.ones(frames, boxes, 7, device=device)
+    )
+    assert found.tolist() == [[-1] * points] * frames

@@ -10,18 +10,23 @@ DENSE_LIMIT = 1 << 20
 
 
 def points_in_boxes(points: Tensor, boxes: Tensor) -> Tensor:
-    """Test every point against every box in the box's own frame.
+    """Test every point against every box of its frame in the box's own axes.
 
     Args:
-        points: ``(N, 3)``.
-        boxes: ``(M, 7)``.
+        points: ``(B, N, 3)``.
+        boxes: ``(B, M, 7)``.
 
     Returns:
-        ``(N,)`` int64, the first box that holds the point, -1 for none.
+        ``(B, N)`` int64, the first box that holds the point, -1 for none.
     """
-    if len(points) == 0 or len(boxes) == 0:
-        return torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
-    return torch.cat([_first_box(part, boxes) for part in points.split(max(1, DENSE_LIMIT // len(boxes)))])
+    holder = torch.full(points.shape[:2], -1, dtype=torch.int64, device=points.device)
+    if holder.numel() == 0 or boxes.shape[1] == 0:
+        return holder
+    points_at_once = max(1, DENSE_LIMIT // boxes.shape[1])
+    for found, cloud, frame_boxes in zip(holder, points, boxes, strict=True):
+        for part, some in zip(found.split(points_at_once), cloud.split(points_at_once), strict=True):
+            part.copy_(_first_box(some, frame_boxes))
+    return holder
 
 
 def _first_box(points: Tensor, boxes: Tensor) -> Tensor:
