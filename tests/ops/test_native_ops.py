@@ -135,7 +135,7 @@ def test_an_extension_that_lacks_an_op_is_not_used(monkeypatch):
     reason = native._load()
     if native.REASON:
         pytest.skip(f"native ops: {native.REASON}")
-    assert reason == "cakdp_ext._C is older than these sources, it lacks an_op_of_tomorrow"
+    assert reason == f"{native.EXTENSION} is older than these sources, it lacks an_op_of_tomorrow"
 
 
 @pytest.mark.parametrize(
