@@ -17,6 +17,7 @@ from cakdp_ext.ops import native
 from cakdp_ext.ops.reference import nms as reference
 
 ROOT = Path(__file__).resolve().parents[2]
+without_cuda = pytest.mark.skipif(torch.version.cuda is not None, reason="this PyTorch has CUDA")
 needs_native = pytest.mark.skipif(bool(native.REASON), reason=f"native ops: {native.REASON}")
 
 
@@ -145,6 +146,11 @@ def test_an_extension_that_lacks_an_op_is_not_used(monkeypatch):
         ({"CAKDP_BUILD": "auto", "CXX": "no-such-compiler"}, 0, "there is no C++ compiler (no-such-compiler)"),
         ({"CAKDP_BUILD": "1", "CXX": "no-such-compiler"}, 1, "CAKDP_BUILD=1, but there is no C++ compiler"),
         ({"CAKDP_BUILD": "maybe"}, 1, "CAKDP_BUILD must be auto, 0 or 1, got 'maybe'"),
+        ({"CAKDP_CUDA": "0"}, 0, "CUDA kernels: no, CAKDP_CUDA=0"),
+        ({"CAKDP_CUDA": "-1"}, 1, "CAKDP_CUDA must be auto, 0 or 1, got '-1'"),
+        pytest.param(
+            {"CAKDP_CUDA": "1"}, 1, "CAKDP_CUDA=1, but this PyTorch is built without CUDA", marks=without_cuda
+        ),
     ],
 )
 def test_setup_says_whether_native_ops_are_built(environment, code, said):
