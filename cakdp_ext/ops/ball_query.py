@@ -49,7 +49,8 @@ def ball_query(
         xyz: ``(N, 3)`` metres, all points of the first frame, then all of the second, ...; one with a NaN or an
             infinity is no neighbour.
         counts: ``(B,)`` int32 or int64, points in each frame.
-        new_xyz: ``(M, 3)`` metres, the queries, likewise; dtype of ``xyz``. One with a NaN or an infinity finds nothing.
+        new_xyz: ``(M, 3)`` metres, the queries, likewise; dtype of ``xyz``. One with a NaN or an infinity finds
+            nothing.
         new_counts: ``(B,)`` int32 or int64, queries in each frame.
         radius: metres, or a sequence of radii; a point exactly that far does not count.
         num_samples: how many neighbours a query gets, or as many numbers as radii.
@@ -78,9 +79,7 @@ def ball_query(
     return answers if isinstance(radius, Sequence) else answers[0]
 
 
-def _check_settings(
-    radius: float | Sequence[float], num_samples: int | Sequence[int]
-) -> tuple[list[float], list[int]]:
+def _check_settings(radius: float | Sequence[float], num_samples: int | Sequence[int]) -> tuple[list[float], list[int]]:
     radii = [float(r) for r in radius] if isinstance(radius, Sequence) else [float(radius)]
     numbers = [int(n) for n in num_samples] if isinstance(num_samples, Sequence) else [int(num_samples)] * len(radii)
     if len(radii) != len(numbers) or not radii:

@@ -14,10 +14,10 @@ from cakdp_ext.ops.reference import interpolation as reference
 def three_nn(unknown: Tensor, unknown_counts: Tensor, known: Tensor, known_counts: Tensor) -> tuple[Tensor, Tensor]:
     """Find the three known points of its frame that are nearest to each unknown one.
 
-    No gradient flows. Where a frame has fewer than three known points, or they have a NaN or an infinity, the slots left
-    over have an infinite distance, so a weight of 0 where weights are inverse distances, and repeat the nearest point; 0
-    stands where there is none. On a GPU the values of the counts are not read back: known rows outside the frames they
-    describe are no neighbours, and unknown ones find none.
+    No gradient flows. Where a frame has fewer than three known points, not counting those with a NaN or an infinity,
+    the slots left over have an infinite distance, so a weight of 0 where weights are inverse distances, and repeat the
+    nearest point; 0 stands where there is none. On a GPU the values of the counts are not read back: known rows outside
+    the frames they describe are no neighbours, and unknown ones find none.
 
     Args:
         unknown: ``(N, 3)`` metres, all points of the first frame, then all of the second, ...
@@ -26,8 +26,8 @@ def three_nn(unknown: Tensor, unknown_counts: Tensor, known: Tensor, known_count
         known_counts: ``(B,)`` int32 or int64, known points in each frame.
 
     Returns:
-        distances ``(N, 3)`` in metres, not squared, nearest first; and index ``(N, 3)`` int64 rows of ``known``, equally
-        near ones by ascending index. ``(0, 3)`` for no unknown points.
+        distances ``(N, 3)`` in metres, not squared, nearest first; and index ``(N, 3)`` int64 rows of ``known``,
+        equally near ones by ascending index. ``(0, 3)`` for no unknown points.
 
     Raises:
         ValueError: for another shape or tensors that differ in device or dtype; on a CPU also for counts that are not

@@ -62,8 +62,8 @@ def farthest_point_sampling_stacked(xyz: Tensor, counts: Tensor, num_samples: in
         ``(sum of num_samples,)`` int64, rows of ``xyz``, those of the first cloud first.
 
     Raises:
-        ValueError: for another shape or dtype, ``num_samples`` below 0 or not one a cloud; on a CPU also for counts that
-            are not those of the rows, or samples asked of a cloud without points.
+        ValueError: for another shape or dtype, ``num_samples`` below 0 or not one a cloud; on a CPU also for counts
+            that are not those of the rows, or samples asked of a cloud without points.
     """
     xyz = as_float(xyz, "xyz", (None, 3))
     counts = as_counts(counts, "counts", xyz, "xyz")

@@ -1,6 +1,4 @@
 // The first points, in the order of the rows, nearer than some radii to each query.
-#include "checks/ball_query.h"
-
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -12,6 +10,7 @@
 #include <vector>
 
 #include "buckets.h"
+#include "checks/ball_query.h"
 #include "clouds.h"
 
 namespace cakdp {
@@ -116,11 +115,10 @@ void answer(const std::vector<Buckets<T>>& clouds, const std::vector<int64_t>& s
     });
 }
 
-std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>> ball_query(const at::Tensor& xyz, const at::Tensor& counts,
-                                                                        const at::Tensor& new_xyz,
-                                                                        const at::Tensor& new_counts,
-                                                                        at::ArrayRef<double> radii,
-                                                                        at::IntArrayRef num_samples) {
+using Answers = std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>>;  // index and empty, a radius each
+
+Answers ball_query(const at::Tensor& xyz, const at::Tensor& counts, const at::Tensor& new_xyz,
+                   const at::Tensor& new_counts, at::ArrayRef<double> radii, at::IntArrayRef num_samples) {
     check_ball_query(xyz, counts, new_xyz, new_counts, radii, num_samples);
     const std::vector<int64_t> starts = cloud_starts(counts, xyz.size(0), "counts");
     const std::vector<int64_t> query_starts = cloud_starts(new_counts, new_xyz.size(0), "new_counts");

@@ -1,7 +1,5 @@
 // Points of each cloud, each the farthest from all that were chosen before it. A choice changes the distances of the
 // points around it only, so each step measures the few buckets that the newest choice can come nearer to.
-#include "checks/farthest_point_sampling.h"
-
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -11,6 +9,7 @@
 #include <vector>
 
 #include "buckets.h"
+#include "checks/farthest_point_sampling.h"
 #include "clouds.h"
 
 namespace cakdp {

@@ -1,6 +1,4 @@
 // The features of the points in each group, and their gradient.
-#include "checks/group_points.h"
-
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -8,6 +6,7 @@
 
 #include <algorithm>
 
+#include "checks/group_points.h"
 #include "rows.h"
 
 namespace cakdp {

@@ -1,6 +1,4 @@
 // The weighted features of three points for each row, and their gradient.
-#include "checks/three_interpolate.h"
-
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -8,6 +6,7 @@
 
 #include <algorithm>
 
+#include "checks/three_interpolate.h"
 #include "rows.h"
 
 namespace cakdp {

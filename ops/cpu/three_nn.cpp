@@ -1,6 +1,4 @@
 // The three known points of its frame that are nearest to each unknown one.
-#include "checks/three_nn.h"
-
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -13,6 +11,7 @@
 #include <vector>
 
 #include "buckets.h"
+#include "checks/three_nn.h"
 #include "clouds.h"
 #include "three_nearest.h"
 

@@ -1,6 +1,7 @@
 // A warp a query: its lanes look at 32 points at a time and a vote puts those found in order. It stops when all balls
 // are full. Warps walk along the same points at the same time, so that these come from the cache.
 #include "ball_query.h"
+
 #include "cloud_scan.h"
 #include "launch.h"
 #include "warp.h"

@@ -2,10 +2,11 @@
 // threads. Each thread keeps the bounds of a bucket and its farthest point in registers; a choice changes the distances
 // of the points around it only, so each step measures the few buckets that the newest choice can come nearer to, a warp
 // a bucket, and then waits once for the farthest point of all.
+#include "farthest_point_sampling.h"
+
 #include <cmath>
 
 #include "cloud_scan.h"
-#include "farthest_point_sampling.h"
 #include "launch.h"
 #include "morton.h"
 #include "warp.h"

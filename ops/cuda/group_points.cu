@@ -1,6 +1,7 @@
 // A warp a group. Features lie channel by channel and groups sample by sample, so 32 x 32 numbers at a time are turned
 // round in shared memory: memory is read and written along neighbouring addresses both ways.
 #include "group_points.h"
+
 #include "launch.h"
 #include "warp.h"
 

@@ -1,6 +1,7 @@
 // A warp a row, its lanes along the channels: all reads, writes and additions are to neighbouring addresses.
-#include "launch.h"
 #include "three_interpolate.h"
+
+#include "launch.h"
 #include "warp.h"
 
 namespace cakdp {

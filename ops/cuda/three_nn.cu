@@ -1,9 +1,10 @@
 // A warp an unknown point: its lanes measure 32 known points at a time; a vote shows which of them come nearer than the
 // third, few after the first rounds, and all lanes take those in.
+#include "three_nn.h"
+
 #include "cloud_scan.h"
 #include "launch.h"
 #include "three_nearest.h"
-#include "three_nn.h"
 #include "warp.h"
 
 namespace cakdp {

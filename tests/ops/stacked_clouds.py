@@ -24,6 +24,4 @@ def starts_of(counts):
 def squared(first, second):
     """Squared distances between arrays ``(..., 3)``, rounded one operation at a time."""
     offset = first - second
-    return (
-        offset[..., 0] * offset[..., 0] + offset[..., 1] * offset[..., 1] + offset[..., 2] * offset[..., 2]
-    )
+    return offset[..., 0] * offset[..., 0] + offset[..., 1] * offset[..., 1] + offset[..., 2] * offset[..., 2]

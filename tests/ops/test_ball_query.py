@@ -76,7 +76,10 @@ def test_of_many_neighbours_the_first_rows_are_taken(device, dtype):
 
 
 def test_slots_that_found_nothing_repeat_the_first(device, dtype):
-    assert at_origin(device, dtype, [[9, 0, 0], [0, 0, 1], [0, 9, 0], [0, 0, 0]], 2.0, 5) == ([[1, 3, 1, 1, 1]], [False])
+    assert at_origin(device, dtype, [[9, 0, 0], [0, 0, 1], [0, 9, 0], [0, 0, 0]], 2.0, 5) == (
+        [[1, 3, 1, 1, 1]],
+        [False],
+    )
     assert at_origin(device, dtype, [[9, 0, 0], [0, 9, 0]], 2.0, 3) == ([[0, 0, 0]], [True])
 
 
@@ -148,7 +151,7 @@ def test_columns_and_32_bits_will_do(device):
     assert as_lists(found) == as_lists(run(device, torch.float32, wide[:, :3], [60], wide[:, :3], [60], 1.5, 4))
 
 
-def test_number_of_threads_does_not_change_the_answer(device):
+def test_number_of_threads_does_not_change_the_answer(device, cpu_kernels):
     given = scattered(900, 16), [500, 400], scattered(300, 17), [100, 200]
     before = torch.get_num_threads()
     answers = []

@@ -120,7 +120,7 @@ def test_few_points(device, dtype, unknown, known):
     assert none[0].shape == none[1].shape == (0, 3)
 
 
-def test_number_of_threads_does_not_change_the_answer(device):
+def test_number_of_threads_does_not_change_the_answer(device, cpu_kernels):
     given = scattered(300, 12), [100, 200], scattered(900, 13), [500, 400]
     before = torch.get_num_threads()
     answers = []
@@ -214,9 +214,10 @@ def test_columns_and_32_bits_will_do(device):
     features, index, weights = (tensor.to(device) for tensor in mixture(9, 5, 8, 17))
     wide = torch.cat((weights, weights), dim=1)
     found = ops.three_interpolate(features[:, ::2], index.int(), wide[:, 2:5])
-    assert found.tolist() == ops.three_interpolate(
-        features[:, ::2].contiguous(), index, wide[:, 2:5].contiguous()
-    ).tolist()
+    assert (
+        found.tolist()
+        == ops.three_interpolate(features[:, ::2].contiguous(), index, wide[:, 2:5].contiguous()).tolist()
+    )
 
 
 def test_wrong_arguments_of_three_interpolate_are_named(device):
@@ -225,7 +226,9 @@ def test_wrong_arguments_of_three_interpolate_are_named(device):
         ops.three_interpolate(features, index[:, :2], weights)
     with pytest.raises(ValueError, match=r"weights must have shape \(9, 3\), got \(8, 3\)"):
         ops.three_interpolate(features, index, weights[1:])
-    with pytest.raises(ValueError, match="features and weights must share a dtype, got torch.float64 and torch.float32"):
+    with pytest.raises(
+        ValueError, match="features and weights must share a dtype, got torch.float64 and torch.float32"
+    ):
         ops.three_interpolate(features, index, weights.float())
     with pytest.raises(ValueError, match="features and index must be on one device"):
         ops.three_interpolate(features.to("meta"), index, weights)

@@ -16,11 +16,10 @@
 namespace cakdp {
 namespace {
 
-std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>> ball_query(const at::Tensor& xyz, const at::Tensor& counts,
-                                                                        const at::Tensor& new_xyz,
-                                                                        const at::Tensor& new_counts,
-                                                                        at::ArrayRef<double> radii,
-                                                                        at::IntArrayRef num_samples) {
+using Answers = std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>>;  // index and empty, a radius each
+
+Answers ball_query(const at::Tensor& xyz, const at::Tensor& counts, const at::Tensor& new_xyz,
+                   const at::Tensor& new_counts, at::ArrayRef<double> radii, at::IntArrayRef num_samples) {
     check_ball_query(xyz, counts, new_xyz, new_counts, radii, num_samples);
     const CurrentStream stream(xyz);
     const at::Tensor points = xyz.t().contiguous(), queries = new_xyz.contiguous();

@@ -5,6 +5,7 @@
 #include <ATen/Dispatch.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "checks/farthest_point_sampling.h"
@@ -16,6 +17,9 @@ namespace {
 
 // Where the samples of each cloud begin and the last ones end, as a tensor on the device of counts.
 at::Tensor sample_starts(const at::Tensor& counts, at::IntArrayRef num_samples) {
+    const bool alike = std::all_of(num_samples.begin(), num_samples.end(),
+                                   [&](int64_t number) { return number == num_samples.front(); });
+    if (alike) return at::arange(counts.size(0) + 1, counts.options()).mul_(num_samples.front());
     std::vector<int64_t> starts{0};
     for (const int64_t number : num_samples) starts.push_back(starts.back() + number);
     return at::tensor(starts, at::kLong).to(counts.device(), /*non_blocking=*/true);
