@@ -1,6 +1,9 @@
 """How boxes, points and voxels relate: each op runs natively where it is compiled, else in plain PyTorch."""
 
+from cakdp_ext.ops.ball_query import ball_query
 from cakdp_ext.ops.boxes import box_corners, limit_period
+from cakdp_ext.ops.grouping import group_points
+from cakdp_ext.ops.interpolation import three_interpolate, three_nn
 from cakdp_ext.ops.nms import nms
 from cakdp_ext.ops.overlap import (
     boxes_overlap_bev,
@@ -11,12 +14,17 @@ from cakdp_ext.ops.overlap import (
     nearest_bev_iou,
 )
 from cakdp_ext.ops.points import points_in_boxes
+from cakdp_ext.ops.sampling import farthest_point_sampling, farthest_point_sampling_stacked
 from cakdp_ext.ops.voxel_query import voxel_query
 
 __all__ = [
+    "ball_query",
     "box_corners",
     "boxes_overlap_bev",
     "boxes_overlap_bev_aligned",
+    "farthest_point_sampling",
+    "farthest_point_sampling_stacked",
+    "group_points",
     "iou_3d",
     "iou_3d_aligned",
     "iou_bev",
@@ -24,5 +32,7 @@ __all__ = [
     "nearest_bev_iou",
     "nms",
     "points_in_boxes",
+    "three_interpolate",
+    "three_nn",
     "voxel_query",
 ]

@@ -13,6 +13,13 @@ def register() -> None:
     torch.library.register_fake("cakdp::nms_sorted", _kept)
     torch.library.register_fake("cakdp::points_in_boxes", _holders)
     torch.library.register_fake("cakdp::voxel_query", _neighbours)
+    torch.library.register_fake("cakdp::farthest_point_sampling", _chosen)
+    torch.library.register_fake("cakdp::ball_query", _balls)
+    torch.library.register_fake("cakdp::group_points", _groups)
+    torch.library.register_fake("cakdp::group_points_backward", _groups_gradient)
+    torch.library.register_fake("cakdp::three_nn", _three_nearest)
+    torch.library.register_fake("cakdp::three_interpolate", _interpolated)
+    torch.library.register_fake("cakdp::three_interpolate_backward", _interpolated_gradient)
 
 
 def _pairwise(boxes1: Tensor, boxes2: Tensor) -> Tensor:
@@ -45,3 +52,36 @@ def _neighbours(
 ) -> tuple[Tensor, Tensor]:
     index = queries.new_empty(queries.shape[0], num_samples)
     return index, queries.new_empty(queries.shape[0], dtype=torch.bool)
+
+
+def _chosen(xyz: Tensor, counts: Tensor, num_samples: list[int]) -> Tensor:
+    return counts.new_empty(sum(num_samples))
+
+
+def _balls(
+    xyz: Tensor, counts: Tensor, new_xyz: Tensor, new_counts: Tensor, radii: list[float], num_samples: list[int]
+) -> tuple[list[Tensor], list[Tensor]]:
+    index = [counts.new_empty(new_xyz.shape[0], number) for number in num_samples]
+    return index, [counts.new_empty(new_xyz.shape[0], dtype=torch.bool) for _ in radii]
+
+
+def _groups(features: Tensor, index: Tensor, empty: Tensor | None) -> Tensor:
+    return features.new_empty(index.shape[0], features.shape[1], index.shape[1])
+
+
+def _groups_gradient(grad: Tensor, index: Tensor, empty: Tensor | None, num_rows: int) -> Tensor:
+    return grad.new_empty(num_rows, grad.shape[1])
+
+
+def _three_nearest(
+    unknown: Tensor, unknown_counts: Tensor, known: Tensor, known_counts: Tensor
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(unknown), torch.empty_like(unknown, dtype=torch.int64)
+
+
+def _interpolated(features: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    return features.new_empty(index.shape[0], features.shape[1])
+
+
+def _interpolated_gradient(grad: Tensor, index: Tensor, weights: Tensor, num_rows: int) -> Tensor:
+    return grad.new_empty(num_rows, grad.shape[1])

@@ -25,12 +25,24 @@ def arguments(device, dtype):
     boxes = random_boxes(6, 0).to(device, dtype)
     coords = torch.tensor([[0, 1, 1, 1], [0, 1, 1, 2]], device=device)
     xyz = torch.rand(2, 3, device=device, dtype=dtype)
+    one = torch.tensor([2], device=device)
+    features = torch.rand(2, 5, device=device, dtype=dtype, requires_grad=True)
+    index = torch.tensor([[0, 1, 0], [1, 1, 1]], device=device)
+    weights = torch.rand(2, 3, device=device, dtype=dtype, requires_grad=True)
+    grouped = torch.rand(2, 5, 3, device=device, dtype=dtype, requires_grad=True)
     return {
         "boxes_overlap_bev": (boxes, boxes[:4]),
         "boxes_overlap_bev_aligned": (boxes, boxes.flip(0)),
         "nms_sorted": (boxes, 0.1, False, -1),
         "points_in_boxes": (boxes[None, :, :3].contiguous(), boxes[None]),
         "voxel_query": (coords, xyz, coords, xyz, [3, 3, 3], 1, [1, 1, 1], 2.0, 4),
+        "farthest_point_sampling": (xyz, one, [3]),
+        "ball_query": (xyz, one, xyz, one, [0.5, 2.0], [2, 4]),
+        "group_points": (features, index, torch.tensor([False, True], device=device)),
+        "group_points_backward": (grouped, index, None, 4),
+        "three_nn": (xyz, one, xyz, one),
+        "three_interpolate": (features, index, weights),
+        "three_interpolate_backward": (features, index, weights, 4),
     }
 
 
