@@ -19,23 +19,20 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-INSTALL_HINT = (
-    "the built-in detectors need spconv, which cannot be imported ({error}); "
-    "pip install spconv==2.3.8 (CPU) or spconv-cu12x (CUDA, the x as in your CUDA version, e.g. spconv-cu126)"
-)
+from cakdp_ext.types import MissingSpconvError
 
 
 def load_spconv() -> ModuleType:
     """Import ``spconv.pytorch``, under whichever distribution name it was installed.
 
     Raises:
-        ImportError: when there is none, or only a 1.x one; says what to install.
+        MissingSpconvError: when there is none, or only a 1.x one.
     """
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # it warns of a call that spconv makes
     try:
         import spconv.pytorch
     except ImportError as error:
-        raise ImportError(INSTALL_HINT.format(error=error)) from error
+        raise MissingSpconvError.because(error) from error
     return spconv.pytorch
 
 

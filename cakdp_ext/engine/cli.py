@@ -13,8 +13,9 @@ from easydict import EasyDict
 from cakdp_ext.config import ConfigError, load_config
 from cakdp_ext.engine.checkpoint import CheckpointError
 from cakdp_ext.engine.runs import RunFolder
+from cakdp_ext.types import MissingSpconvError
 
-USER_ERRORS = (ConfigError, CheckpointError, ValueError, OSError, FloatingPointError)
+USER_ERRORS = (ConfigError, CheckpointError, MissingSpconvError, ValueError, OSError, FloatingPointError)
 SECTIONS = ("CLASS_NAMES", "DATA_CONFIG", "MODEL", "OPTIMIZATION")
 _FROM_LOADER = re.compile(r"Caught (\w+) in DataLoader worker process.*^[\w.]*?\1: (.*)", re.DOTALL | re.MULTILINE)
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from cakdp_ext.detectors import sparse
 from cakdp_ext.detectors.sparse import SparseBlock, VoxelBatchNorm1d, conv_block, convolve_nothing, spconv
+from cakdp_ext.types import MissingSpconvError
 
 SHAPE = [7, 6, 5]
 
@@ -39,7 +40,7 @@ def to_dense(tensor) -> torch.Tensor:
 def test_missing_spconv_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "spconv", None)
     monkeypatch.setitem(sys.modules, "spconv.pytorch", None)
-    with pytest.raises(ImportError, match=r"pip install spconv==2\.3\.8 \(CPU\) or spconv-cu12x"):
+    with pytest.raises(MissingSpconvError, match=r"pip install spconv==2\.3\.8 for CPU, spconv-cu124==2\.3\.8 or"):
         sparse.load_spconv()
 
 

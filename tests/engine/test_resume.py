@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from tiny_world import STEPS, command, start
+from tiny_world import STEPS, command, contents, start
 
 from cakdp_ext.engine.checkpoint import read_checkpoint
 from cakdp_ext.pruning import load_plan, load_scores, save_plan
@@ -44,14 +44,8 @@ def differing(one, two, path=""):
     return [] if one == two else [path]
 
 
-def contents(folder):
-    """Every file of a run but its logs, with what it holds."""
-    files = (path for path in folder.path.rglob("*") if path.is_file() and path.suffix != ".log")
-    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
-
-
-@pytest.mark.parametrize("name", ["second_cakdp", "voxel_rcnn"])
-def test_training_killed_within_an_epoch_ends_with_exactly_the_same_weights(compressed, name):
+@pytest.mark.parametrize(("name", "workers"), [("second_cakdp", 0), ("voxel_rcnn", 0), ("voxel_rcnn", 1)])
+def test_training_killed_within_an_epoch_ends_with_exactly_the_same_weights(compressed, name, workers):
     # The one has a plan, a teacher and an IoU head; the other dropout and randomly sampled RoIs.
     options = ["--epochs", 2, "--batch_size", 1, "--ckpt_save_time_interval", 0, "--num_epochs_to_eval", 0]
     if name == "second_cakdp":

@@ -98,6 +98,11 @@ class World:
         write_yaml(path, {"_BASE_CONFIG_": self.cfg(name), **tree})
         return str(path)
 
+    def copy_run(self, name: str, tag: str) -> RunFolder:
+        """Copy a run to where a test may go on with it."""
+        shutil.copytree(self.run(name).path, self.run(name, tag).path)
+        return self.run(name, tag)
+
     def copy_data(self, folder: Path) -> Path:
         """Copy the data set to where a test may damage it."""
         return Path(shutil.copytree(self.data, folder / "data"))
@@ -183,6 +188,12 @@ def start(name: str, *argv: Any) -> subprocess.Popen[str]:
 def environment() -> dict[str, str]:
     """One thread a process."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def contents(run: RunFolder) -> dict[Path, tuple[int, bytes]]:
+    """Read every file of a run but its logs, with the time when it was written."""
+    files = (path for path in run.path.rglob("*") if path.is_file() and path.suffix != ".log")
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
