@@ -94,15 +94,18 @@ class Trainer:
 
     def fit(self) -> None:
         """Train to the last epoch; the run folder then holds ``checkpoint_epoch_<epochs>.pth``."""
-        writer = SummaryWriter(str(self.run.tensorboard)) if self.place.is_main else None
-        first = self.position.epoch
+        writer = self._writer() if self.place.is_main else None
         try:
-            for epoch in range(first, self.options.epochs):
+            for epoch in range(self.position.epoch, self.options.epochs):
                 self._train_epoch(epoch, writer)
                 self._finish_epoch(epoch + 1)
         finally:
             if writer is not None:
                 writer.close()
+
+    def _writer(self) -> SummaryWriter:
+        """Open TensorBoard's events; those of steps that are taken again now are no longer shown."""
+        return SummaryWriter(str(self.run.tensorboard), purge_step=self.position.iteration + 1)
 
     def _train_epoch(self, epoch: int, writer: SummaryWriter | None) -> None:
         done = self.position.step_in_epoch

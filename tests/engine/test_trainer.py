@@ -269,6 +269,26 @@ def test_stopped_after_the_last_step_of_an_epoch_repeats_no_step(tmp_path):
     assert read_checkpoint(tmp_path / "other")["it"] == 2 * STEPS
 
 
+def test_steps_that_a_resume_takes_again_are_shown_once(tmp_path):
+    stopped, folder = trainer(tmp_path, Student()), tmp_path / "tensorboard"
+
+    def save_the_first_and_stop_at_the_second():
+        if stopped.position.iteration == 2:
+            raise KeyboardInterrupt
+        stopped.save(stopped.run.ckpt / "latest_model.pth")
+
+    stopped._save_in_time = save_the_first_and_stop_at_the_second
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit()
+    assert [step for step, _ in scalars(folder)["train/loss"]] == [1, 2]
+    (events,) = folder.iterdir()
+    events.rename(folder / "events.out.tfevents.0")  # files are told apart by the second that they were made in
+    resumed = trainer(tmp_path, Student())
+    assert resumed.resume()
+    resumed.fit()
+    assert [step for step, _ in scalars(folder)["train/loss"]] == [1, 2, 3]
+
+
 def test_resume_refuses_another_batch_size_though_the_steps_are_as_many(tmp_path):
     trainer(tmp_path, Student(), batch_size=4).fit()
     with pytest.raises(CheckpointError, match="a training of 2 steps of 4 frames, this one has 2 of 5; keep epochs"):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from cakdp_ext.config import load_config, merge
 from cakdp_ext.datasets import make_infos
@@ -197,7 +197,10 @@ def contents(run: RunFolder) -> dict[Path, tuple[int, bytes]]:
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Read the scalars of a TensorBoard folder: tag -> (step, value), by the format of its record files."""
+    """Read what TensorBoard shows of a folder: tag -> (step, value), by the format of its record files.
+
+    A session that starts at a step hides what was written for that step and later ones before.
+    """
     found: dict[str, list[tuple[int, float]]] = {}
     for path in sorted(folder.glob("events.out.tfevents.*")):
         content, at = path.read_bytes(), 0
@@ -205,6 +208,8 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
             (length,) = struct.unpack_from("<Q", content, at)
             event = Event.FromString(content[at + 12 : at + 12 + length])
             at += 12 + length + 4
+            if event.session_log.status == SessionLog.START:
+                found = {tag: [row for row in rows if row[0] < event.step] for tag, rows in found.items()}
             for value in event.summary.value:
                 found.setdefault(value.tag, []).append((event.step, value.simple_value))
     return found
