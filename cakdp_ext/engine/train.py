@@ -179,8 +179,16 @@ def _wrapped(model: nn.Module, place: Workers, sync_bn: bool) -> Any:
     if sync_bn:
         if place.device.type != "cuda":
             raise ConfigError("--sync_bn needs CUDA; PyTorch has no synchronised batch norm for CPUs")
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        from cakdp_ext.detectors import synchronise_batch_norm  # here, so that a command without spconv can say so
+
+        model = synchronise_batch_norm(model)
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, _constants(model))
     return DistributedDataParallel(model, device_ids=[place.device] if place.device.type == "cuda" else None)
+
+
+def _constants(model: nn.Module) -> set[str]:
+    """Buffers that no checkpoint holds, such as anchors: the same in every process, so that none need be sent."""
+    return {name for name, _ in model.named_buffers(remove_duplicate=False)} - set(model.state_dict())
 
 
 def _announce(config: EasyDict, student: Student, geometry: LidarGeometry, trainer: Trainer) -> None:

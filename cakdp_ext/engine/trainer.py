@@ -182,9 +182,10 @@ class Trainer:
                     old.unlink()
 
     def _calibrate(self, epoch: int) -> None:
-        """Measure batch norm again; the first process's statistics are the ones that are saved."""
+        """Measure batch norm again; the first process's statistics are saved, and synchronised ones need them all."""
         steps = self.optimization.bn_calibration_steps
-        if not steps or not self.place.is_main:
+        is_synchronised = any(isinstance(module, nn.SyncBatchNorm) for module in self.model.modules())
+        if not steps or not (self.place.is_main or is_synchronised):
             return
         self.sampler.set_position(epoch)
         endless = chain.from_iterable(repeat(self.loader))

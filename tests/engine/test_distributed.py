@@ -11,17 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from tiny_world import PROJECT, environment, scalars
 
 from cakdp_ext.config import ConfigError
 from cakdp_ext.datasets import collate, make_infos
-from cakdp_ext.engine.build import build_student
+from cakdp_ext.engine.build import build_full, build_student
 from cakdp_ext.engine.checkpoint import read_checkpoint
 from cakdp_ext.engine.data import EpochSampler, build_split
 from cakdp_ext.engine.distributed import Workers, gather, mean_over_workers
 from cakdp_ext.engine.prune import score
 from cakdp_ext.engine.runs import RunFolder
-from cakdp_ext.engine.train import TrainRequest, train
+from cakdp_ext.engine.train import TrainRequest, _wrapped, train
 from cakdp_ext.pruning import load_plan
 
 pytestmark = pytest.mark.xdist_group("engine")
@@ -160,3 +161,16 @@ def test_both_processes_test_the_epoch_that_the_first_one_has_just_written(train
     run = trained.run("second", "pair")
     assert [path.name for path in run.checkpoints()] == ["checkpoint_epoch_1.pth"]
     assert (run.evaluation("1", "val", "default") / "metrics.json").is_file()
+
+
+def test_what_no_checkpoint_holds_is_not_sent_to_the_other_processes(world):
+    config = world.config("second")
+    model = build_full(config, build_split(config, "val").geometry)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        sent = {id(buffer) for buffer in _wrapped(model, Workers(0, 2, torch.device("cpu")), False).modules_buffers}
+    finally:
+        dist.destroy_process_group()
+    assert id(model.dense_head.anchors) not in sent
+    assert sent == {id(value) for name, value in model.named_buffers() if name in model.state_dict()}
+    assert sent

@@ -89,6 +89,17 @@ class SteepStudent(Student):
         return TrainingOutput({**super().forward(batch).losses, "root": root})
 
 
+class NormedStudent(Student):
+    """Its outputs go through a norm."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, batch):
+        return TrainingOutput({"pull": self.norm(self.layer(batch.voxels[:, 0])).square().mean()})
+
+
 @pytest.mark.parametrize("clip", [0.0, 10.0])
 def test_gradient_that_is_not_finite_stops_before_the_step_and_names_its_frames(tmp_path, clip):
     first = [f"{index:06d}" for _, index in EpochSampler(NUM_FRAMES, PLACE, 0, BATCH_SIZE)][:BATCH_SIZE]
@@ -287,6 +298,15 @@ def test_steps_that_a_resume_takes_again_are_shown_once(tmp_path):
     assert resumed.resume()
     resumed.fit()
     assert [step for step, _ in scalars(folder)["train/loss"]] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("norm", "takes_part"), [(nn.BatchNorm1d, False), (nn.SyncBatchNorm, True)])
+def test_every_process_measures_norms_again_that_are_synchronised(tmp_path, norm, takes_part):
+    student = NormedStudent(norm(1))
+    loop = trainer(tmp_path, student, optimization=OptimizationConfig(lr=0.01, bn_calibration_steps=2))
+    loop.place = replace(PLACE, rank=1, world_size=2)
+    loop._calibrate(1)
+    assert bool(student.norm.num_batches_tracked) == takes_part
 
 
 def test_resume_refuses_another_batch_size_though_the_steps_are_as_many(tmp_path):
