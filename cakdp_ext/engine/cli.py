@@ -40,7 +40,11 @@ def command_parser(description: str) -> argparse.ArgumentParser:
 def add_loop_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of training and testing loops."""
     parser.add_argument("--batch_size", type=int, help="over all processes; BATCH_SIZE_PER_GPU each by default")
-    parser.add_argument("--launcher", choices=["none", "pytorch"], default="none", help="torchrun is found by itself")
+    parser.add_argument(
+        "--launcher", choices=["none", "pytorch", "slurm"], default="none",
+        help="slurm: one process a task of srun; torchrun is found by itself",
+    )  # fmt: skip
+    parser.add_argument("--tcp_port", type=int, default=18888, help="of the first process, with --launcher slurm")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="read from torchrun's environment")
     parser.add_argument("--save_to_file", action="store_true", help="kept for OpenPCDet's scripts: files are written")
 

@@ -40,6 +40,7 @@ class TrainRequest:
         seed: of weights, order and augmentation.
         use_amp: mixed precision.
         sync_bn: batch norm over all GPUs.
+        ckpt: checkpoint to go on from; None takes the newest of the run folder.
         pretrained_model: checkpoint whose weights the training starts from.
         save_every: epochs between checkpoints.
         keep_last: epoch checkpoints that stay.
@@ -53,6 +54,7 @@ class TrainRequest:
     seed: int = 666
     use_amp: bool = False
     sync_bn: bool = False
+    ckpt: str | None = None
     pretrained_model: str | None = None
     save_every: int = 1
     keep_last: int = 30
@@ -61,7 +63,7 @@ class TrainRequest:
 
 
 def train(config: EasyDict, run: RunFolder, place: Workers, request: TrainRequest) -> Student:
-    """Train to the end, or go on where the run folder stands.
+    """Train to the end, from the beginning or from where a checkpoint stands.
 
     Args:
         config: of ``load_config``.
@@ -101,7 +103,7 @@ def train(config: EasyDict, run: RunFolder, place: Workers, request: TrainReques
     if student.plan:
         extra["pruning"] = plan_to_dict(student.plan)
     trainer = Trainer(step, loader, sampler, place, run, optimization, options, extra)
-    trainer.resume()
+    trainer.resume(find_checkpoint(request.ckpt) if request.ckpt else None)
     if place.is_main:
         run.create(config)
     barrier()

@@ -225,19 +225,22 @@ class Trainer:
             **self.extra_state,
         }
 
-    def resume(self) -> bool:
-        """Go on from the newest readable checkpoint of the run folder.
+    def resume(self, file: Path | None = None) -> bool:
+        """Go on from a checkpoint.
+
+        Args:
+            file: the checkpoint; None takes the newest of the run folder.
 
         Returns:
             Whether there was one.
 
         Raises:
-            CheckpointError: when the newest one belongs to another model, plan, settings or length of training.
+            CheckpointError: when it belongs to another model, plan, settings or length of training.
         """
-        content = self._newest()
+        content = self._newest() if file is None else read_checkpoint(file)
         if content is None:
             return False
-        where = f"the checkpoint to resume in {self.run.ckpt}"
+        where = f"the checkpoint to resume {f'in {self.run.ckpt}' if file is None else file}"
         self._require_same_run(content, where)
         load_weights(self.model, content["model_state"], where)
         self.optimizer.load_state_dict(content["optimizer_state"])

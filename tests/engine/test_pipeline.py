@@ -238,10 +238,44 @@ def test_distilling_under_amp_on_cpu(compressed, run):
     assert {value.dtype for value in two.values()} == {torch.float32, torch.int64}
 
 
-def test_every_checkpoint_of_a_run_is_tested(trained):
+@pytest.fixture(scope="module")
+def two_epochs(trained):
+    """Folder of a training of two epochs."""
     outcome = trained.command("train", "second", "--epochs", 2, "--num_epochs_to_eval", 0, tag="two")
     assert outcome.code == 0, outcome.err
-    outcome = trained.command("test", "second", "--eval_all", "--eval_tag", "both", tag="two")
+    return trained.run("second", "two")
+
+
+@pytest.mark.parametrize(
+    ("options", "tested"),
+    [
+        ((), ["1", "2"]),
+        (("--start_epoch", 2), ["2"]),
+        (("--start_epoch", 2, "--max_waiting_mins", 0.002), ["2"]),
+    ],
+)
+def test_every_checkpoint_of_a_run_is_tested(trained, two_epochs, tmp_path, options, tested):
+    options = ("--eval_all", "--eval_tag", tmp_path.name, *options)
+    outcome = trained.command("test", "second", *options, tag="two")
     assert outcome.code == 0, outcome.err
-    for epoch in ("1", "2"):
-        assert (trained.run("second", "two").evaluation(epoch, "val", "both") / "metrics.json").is_file()
+    found = [epoch for epoch in ("1", "2") if two_epochs.evaluation(epoch, "val", tmp_path.name).exists()]
+    assert found == tested
+
+
+def test_time_of_a_frame_is_logged_where_it_is_asked_for(trained, two_epochs):
+    plain, timed = (trained.command("test", "second", *flags, tag="two").out for flags in ((), ("--infer_time",)))
+    assert "ms a frame" not in plain
+    (line,) = [line for line in timed.splitlines() if "ms a frame" in line]
+    assert float(line.split("checkpoint_epoch_2.pth: ")[1].split()[0]) > 0
+
+
+def test_training_goes_on_from_the_checkpoint_that_is_named(trained, two_epochs):
+    first, last = two_epochs.checkpoints()
+    options = ("--epochs", 2, "--num_epochs_to_eval", 0, "--ckpt", first)
+    outcome = trained.command("train", "second", *options, tag="from_the_first")
+    assert outcome.code == 0, outcome.err
+    assert "resumed at epoch 1, step 0" in outcome.out
+    (again,) = trained.run("second", "from_the_first").checkpoints()
+    assert again.name == last.name
+    one, two = (read_checkpoint(file)["model_state"] for file in (last, again))
+    assert all(torch.equal(one[key], two[key]) for key in one)

@@ -300,6 +300,20 @@ def test_steps_that_a_resume_takes_again_are_shown_once(tmp_path):
     assert [step for step, _ in scalars(folder)["train/loss"]] == [1, 2, 3]
 
 
+def test_a_named_checkpoint_is_gone_on_from_instead_of_the_newest(tmp_path):
+    whole, again = Student(), Student()
+    trainer(tmp_path, whole, epochs=3).fit()
+    loop = trainer(tmp_path, again, epochs=3)
+    assert loop.resume(tmp_path / "ckpt" / "checkpoint_epoch_1.pth")
+    assert (loop.position.epoch, loop.position.iteration) == (1, STEPS)
+    loop.fit()
+    assert torch.equal(weights(again), weights(whole))
+    with pytest.raises(
+        CheckpointError, match=r"the checkpoint to resume .*checkpoint_epoch_1\.pth belongs to a training"
+    ):
+        trainer(tmp_path, Student(), epochs=4).resume(tmp_path / "ckpt" / "checkpoint_epoch_1.pth")
+
+
 @pytest.mark.parametrize(("norm", "takes_part"), [(nn.BatchNorm1d, False), (nn.SyncBatchNorm, True)])
 def test_every_process_measures_norms_again_that_are_synchronised(tmp_path, norm, takes_part):
     student = NormedStudent(norm(1))
