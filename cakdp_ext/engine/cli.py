@@ -28,8 +28,6 @@ def command_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--cfg", "--cfg_file", dest="cfg", required=True, help="YAML configuration")
     parser.add_argument("--extra_tag", default="default", help="last folder of the run")
     parser.add_argument("--output_dir", default="output", help="first folder of the run")
-    parser.add_argument("--workers", type=int, default=4, help="data loading processes")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N; CUDA where there is a device by default")
     parser.add_argument(
         "--set", dest="overrides", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
         help="change keys of the YAML, e.g. --set OPTIMIZATION.LR 0.001; must come last",
@@ -37,8 +35,15 @@ def command_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_frame_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of commands that compute on frames."""
+    parser.add_argument("--workers", type=int, default=4, help="data loading processes")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; CUDA where there is a device by default")
+
+
 def add_loop_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of training and testing loops."""
+    add_frame_flags(parser)
     parser.add_argument("--batch_size", type=int, help="over all processes; BATCH_SIZE_PER_GPU each by default")
     parser.add_argument(
         "--launcher", choices=["none", "pytorch", "slurm"], default="none",

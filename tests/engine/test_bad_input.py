@@ -191,7 +191,7 @@ def test_compress_looks_for_teacher_and_student_before_it_scores(trained, key):
 )
 def test_unknown_key_of_our_sections_is_named_with_file_and_valid_keys(compressed, tmp_path, tool, section, valid):
     cfg = compressed.variant("second_cakdp", tmp_path, {"MODEL": {section: {"KEEPRATIO": 0.5}}})
-    options = ["--cfg", cfg, "--workers", 0, "--output_dir", tmp_path / "output"]
+    options = ["--cfg", cfg, "--output_dir", tmp_path / "output"]
     if tool == "test":
         options += ["--ckpt", compressed.run("second_cakdp").path]
     error = command(tool, *options).error

@@ -75,6 +75,8 @@ def test_flags_of_openpcdets_scripts_are_taken(name, flags):
     ("name", "flags", "message"),
     [
         ("train", "--merge_all_iters_to_one_epoch", "unrecognized arguments: --merge_all_iters_to_one_epoch"),
+        ("prune", "--device cuda", "unrecognized arguments: --device cuda"),
+        ("prune", "--workers 2", "unrecognized arguments: --workers 2"),
         ("test", "--start_epoch 3", "go with --eval_all"),
         ("test", "--max_waiting_mins 3", "go with --eval_all"),
         ("test", "--ckpt_dir c", "go with --eval_all"),
