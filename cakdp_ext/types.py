@@ -90,7 +90,7 @@ class Batch:
         gt_boxes: ``(B, M, 7)`` float32, zero-padded.
         gt_labels: ``(B, M)`` int64, 0-based, -1 where padded.
         frame_ids: B names.
-        points: ``(N, 1 + F)`` float32, batch index first; None when the data set was told not to keep them.
+        points: ``(N, 1 + F)`` float32, batch index first; None unless the data set was told to keep them.
         meta: one mapping a frame with what its evaluation needs (KITTI: ``calib``, ``image_shape``).
     """
 
