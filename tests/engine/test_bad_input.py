@@ -289,7 +289,7 @@ def test_stage_before_its_turn_says_what_to_run(trained, tool, missing):
         (("--epochs", 0), "epochs of a training must be at least 1, got 0"),
         (("--ckpt_save_interval", 0), "save_every of a training must be at least 1"),
         (("--logger_iter_interval", 0), "log_every of a training must be at least 1"),
-        (("--batch_size", 0), "batch_size"),
+        (("--batch_size", 0), "--batch_size must be at least 1, got 0"),
         (("--device", "banana"), "--device banana is none that PyTorch knows"),
         (("--set", "OPTIMIZATION.LR", 0.0), "LR must be positive"),
         (("--set", "OPTIMIZATION.PCT_START", 1.0), "PCT_START must be at least 0 and below 1"),
