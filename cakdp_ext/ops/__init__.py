@@ -1,6 +1,8 @@
 """How boxes, points and voxels relate: each op runs natively where it is compiled, else in plain PyTorch."""
 
 from cakdp_ext.ops.boxes import box_corners, limit_period
+from cakdp_ext.ops.cells import Cells, group_by_cell, pool_cells
+from cakdp_ext.ops.neighbors import Neighbors, local_neighbors, local_three_nn, neighbors_in_boxes
 from cakdp_ext.ops.nms import nms
 from cakdp_ext.ops.overlap import (
     boxes_overlap_bev,
@@ -11,18 +13,31 @@ from cakdp_ext.ops.overlap import (
     nearest_bev_iou,
 )
 from cakdp_ext.ops.points import points_in_boxes
+from cakdp_ext.ops.roiaware_pool import roiaware_cells, roiaware_pool
+from cakdp_ext.ops.vector_pool import vector_cells, vector_pool
 from cakdp_ext.ops.voxel_query import voxel_query
 
 __all__ = [
+    "Cells",
+    "Neighbors",
     "box_corners",
     "boxes_overlap_bev",
     "boxes_overlap_bev_aligned",
+    "group_by_cell",
     "iou_3d",
     "iou_3d_aligned",
     "iou_bev",
     "limit_period",
+    "local_neighbors",
+    "local_three_nn",
     "nearest_bev_iou",
+    "neighbors_in_boxes",
     "nms",
     "points_in_boxes",
+    "pool_cells",
+    "roiaware_cells",
+    "roiaware_pool",
+    "vector_cells",
+    "vector_pool",
     "voxel_query",
 ]

@@ -11,13 +11,27 @@ from typing import Any
 
 import torch
 
-from cakdp_ext.ops import fake
+from cakdp_ext.ops import autograd, fake
 
 SWITCH = "CAKDP_NATIVE"
 EXTENSION = os.environ.get("CAKDP_EXTENSION", "cakdp_ext._C")
 """The module whose import registers the ops; the tests put another build of them here."""
 HOW_TO_BUILD = "pip install --no-build-isolation -e . (with a C++ compiler)"
-NAMES = ("boxes_overlap_bev", "boxes_overlap_bev_aligned", "nms_sorted", "points_in_boxes", "voxel_query")
+NAMES = (
+    "boxes_overlap_bev",
+    "boxes_overlap_bev_aligned",
+    "nms_sorted",
+    "points_in_boxes",
+    "voxel_query",
+    "neighbors_in_boxes",
+    "neighbors_in_balls",
+    "three_nn_local",
+    "group_by_cell",
+    "pool_cells_mean",
+    "pool_cells_mean_backward",
+    "pool_cells_max",
+    "pool_cells_max_backward",
+)
 
 
 def _load() -> str:
@@ -34,6 +48,7 @@ def _load() -> str:
     if missing:
         return f"{EXTENSION} is older than these sources, it lacks {', '.join(missing)}"
     fake.register()
+    autograd.register()
     return ""
 
 
