@@ -45,7 +45,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> group_by_cell(const at::Tensor& p
     std::vector<int64_t> places(lists.size());
     for (int64_t i = 0; i < lists.size(); ++i) {
         places[i] = place;
-        place += lists.end(i) - lists.begin(i);
+        place += lists.length(i);
     }
     TORCH_CHECK_VALUE(place <= index.size(0), "the lists overlap, they hold ", place, " rows of ", index.size(0));
     AT_DISPATCH_FLOATING_TYPES(points.scalar_type(), "group_by_cell", [&] {

@@ -7,32 +7,29 @@
 
 namespace cakdp {
 
-struct NeighborLists {
-    at::Tensor start, length, index;
-
+class NeighborLists {
+  public:
     // Refuses lists that reach beyond index and rows that do not exist.
-    NeighborLists(const at::Tensor& starts, const at::Tensor& lengths, const at::Tensor& rows, int64_t num_rows)
-        : start(starts.contiguous()), length(lengths.contiguous()), index(rows.contiguous()) {
-        for (int64_t i = 0; i < start.size(0); ++i) {
-            const int64_t begin = start.const_data_ptr<int64_t>()[i], count = length.const_data_ptr<int64_t>()[i];
-            TORCH_CHECK_VALUE(count <= 0 || (begin >= 0 && count <= index.size(0) - begin), "list ", i, " of ", count,
-                              " rows from ", begin, " reaches beyond the ", index.size(0), " that there are");
-            for (int64_t k = 0; k < count; ++k) check_row(index.const_data_ptr<int64_t>()[begin + k], num_rows);
+    NeighborLists(const at::Tensor& start, const at::Tensor& length, const at::Tensor& index, int64_t num_rows)
+        : tensors_{start.contiguous(), length.contiguous(), index.contiguous()},
+          start_(tensors_[0].const_data_ptr<int64_t>()),
+          length_(tensors_[1].const_data_ptr<int64_t>()),
+          index_(tensors_[2].const_data_ptr<int64_t>()) {
+        for (int64_t i = 0; i < size(); ++i) {
+            TORCH_CHECK_VALUE(length_[i] <= 0 || (start_[i] >= 0 && length_[i] <= index.size(0) - start_[i]),
+                              "a list reaches beyond the ", index.size(0), " rows that there are");
+            for (const int64_t* row = begin(i); row < end(i); ++row)
+                TORCH_CHECK_VALUE(0 <= *row && *row < num_rows, "a list holds row ", *row, " of ", num_rows);
         }
     }
-    int64_t size() const { return start.size(0); }
-    const int64_t* begin(int64_t i) const {
-        return index.const_data_ptr<int64_t>() + start.const_data_ptr<int64_t>()[i];
-    }
-    const int64_t* end(int64_t i) const {
-        const int64_t count = length.const_data_ptr<int64_t>()[i];
-        return begin(i) + (count > 0 ? count : 0);
-    }
+    int64_t size() const { return tensors_[0].size(0); }
+    int64_t length(int64_t i) const { return length_[i] > 0 ? length_[i] : 0; }
+    const int64_t* begin(int64_t i) const { return index_ + start_[i]; }
+    const int64_t* end(int64_t i) const { return begin(i) + length(i); }
 
   private:
-    static void check_row(int64_t row, int64_t num_rows) {
-        TORCH_CHECK_VALUE(row >= 0 && row < num_rows, "a list holds row ", row, " of ", num_rows);
-    }
+    at::Tensor tensors_[3];
+    const int64_t *start_, *length_, *index_;
 };
 
 }  // namespace cakdp

@@ -37,19 +37,17 @@ PointSlabs<T> slabs_of_frame(const T* points, Rows rows, const std::vector<Regio
     double reach = 0;
     int64_t count = 0;
     for (int64_t i = own.begin; i < own.end; ++i)
-        if (!regions[i].is_empty() && is_finite(regions[i].reach())) reach += regions[i].reach(), ++count;
-    return PointSlabs<T>(points, rows, reach > 0 ? reach / count : 1.0);
+        if (!regions[i].is_empty() && is_finite(regions[i].reach_y())) reach += regions[i].reach_y(), ++count;
+    return PointSlabs<T>(points, rows, reach > 0 ? reach / count / 2 : 1.0);
 }
 
-// Appends the points that a region holds, in their own order, at most so many.
+// Appends the points that a region holds, by their row, at most so many.
 template <typename T, typename Region>
-void append_points(const PointSlabs<T>& slabs, const T* points, const Region& region, int64_t max_points,
-                   std::vector<int64_t>& found) {
+void append_points(const PointSlabs<T>& slabs, const Region& region, int64_t max_points, std::vector<int64_t>& found) {
     if (region.is_empty()) return;
     const size_t begin = found.size();
-    slabs.visit_near(region.x(), region.y(), region.reach(), [&](int64_t row) {
-        const T* xyz = points + 3 * row;
-        if (region.holds(xyz[0], xyz[1], xyz[2])) found.push_back(row);
+    slabs.visit_near(region.x(), region.y(), region.reach_x(), region.reach_y(), [&](const auto& point) {
+        if (region.holds(point.x, point.y, point.z)) found.push_back(point.row);
     });
     std::sort(found.begin() + begin, found.end());
     if (max_points >= 0) found.resize(std::min(found.size(), begin + static_cast<size_t>(max_points)));
@@ -87,7 +85,7 @@ Lists find_neighbors(const at::Tensor& points, const std::vector<int64_t>& point
             const auto next = std::upper_bound(region_begins.begin(), region_begins.end(), i);
             std::vector<int64_t>& mine = found[i / kRegionsPerTask];
             const size_t before = mine.size();
-            append_points(slabs[next - region_begins.begin() - 1], xyz, regions[i], max_points, mine);
+            append_points(slabs[next - region_begins.begin() - 1], regions[i], max_points, mine);
             lengths[i] = mine.size() - before;
         }
     });

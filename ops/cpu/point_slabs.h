@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <utility>
 #include <vector>
 
 #include "frames.h"
@@ -36,21 +35,26 @@ class PointSlabs {
         fill(points, finite);
     }
 
-    // Calls visit(row) for every point that may lie within reach of a position in the plane.
+    struct Entry {
+        T x, y, z;
+        int64_t row;
+    };
+
+    // Calls visit(entry) for every point that may lie within reach of a position in the plane.
     template <typename Visit>
-    void visit_near(double x, double y, double reach, const Visit& visit) const {
-        const double margin = reach * (1 + 1e-5);  // wider than what rounding in T can move
-        for (int64_t slab = slab_of(y - margin), last = slab_of(y + margin); slab <= last; ++slab) {
+    void visit_near(double x, double y, double reach_x, double reach_y, const Visit& visit) const {
+        const double margin_x = reach_x * kMargin, margin_y = reach_y * kMargin;
+        const auto is_before = [](const Entry& entry, T low) { return entry.x < low; };
+        for (int64_t slab = slab_of(y - margin_y), last = slab_of(y + margin_y); slab <= last; ++slab) {
             const auto end = entries_.begin() + begin_[slab + 1];
-            const Entry low{static_cast<T>(x - margin), -1};
-            for (auto entry = std::lower_bound(entries_.begin() + begin_[slab], end, low);
-                 entry != end && entry->first <= x + margin; ++entry)
-                visit(entry->second);
+            auto entry =
+                std::lower_bound(entries_.begin() + begin_[slab], end, static_cast<T>(x - margin_x), is_before);
+            for (; entry != end && entry->x <= x + margin_x; ++entry) visit(*entry);
         }
     }
 
   private:
-    using Entry = std::pair<T, int64_t>;  // x, row
+    static constexpr double kMargin = 1 + 1e-5;  // more than what rounding in T can move a point
 
     int64_t slab_of(double y) const {
         const double slab = (y - low_y_) * per_metre_, most = static_cast<double>(begin_.size() - 2);
@@ -62,10 +66,14 @@ class PointSlabs {
         for (size_t slab = 1; slab < begin_.size(); ++slab) begin_[slab] += begin_[slab - 1];
         std::vector<int64_t> next(begin_.begin(), begin_.end() - 1);
         entries_.resize(rows.size());
-        for (const int64_t row : rows) entries_[next[slab_of(points[3 * row + 1])]++] = {points[3 * row], row};
+        for (const int64_t row : rows) {
+            const T* xyz = points + 3 * row;
+            entries_[next[slab_of(xyz[1])]++] = {xyz[0], xyz[1], xyz[2], row};
+        }
+        const auto by_x = [](const Entry& a, const Entry& b) { return a.x < b.x; };
         at::parallel_for(0, static_cast<int64_t>(begin_.size()) - 1, 16, [&](int64_t from, int64_t to) {
             for (int64_t slab = from; slab < to; ++slab)
-                std::sort(entries_.begin() + begin_[slab], entries_.begin() + begin_[slab + 1]);
+                std::sort(entries_.begin() + begin_[slab], entries_.begin() + begin_[slab + 1], by_x);
         });
     }
 

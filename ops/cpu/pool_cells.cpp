@@ -32,7 +32,7 @@ at::Tensor pool_cells_mean(const at::Tensor& features, const at::Tensor& first, 
         at::parallel_for(0, cells.size(), per_task(cells.size(), pooled.numel()), [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; ++i) {
                 scalar_t* sum = out + i * channels;
-                const auto number = static_cast<scalar_t>(cells.end(i) - cells.begin(i));
+                const auto number = static_cast<scalar_t>(cells.length(i));
                 for (const int64_t* row = cells.begin(i); row < cells.end(i); ++row)
                     for (int64_t c = 0; c < channels; ++c) sum[c] += from[*row * channels + c];
                 for (int64_t c = 0; c < channels && number > 1; ++c) sum[c] /= number;
@@ -54,7 +54,7 @@ at::Tensor pool_cells_mean_backward(const at::Tensor& grad, const at::Tensor& fi
         scalar_t* out = grad_features.mutable_data_ptr<scalar_t>();
         at::parallel_for(0, channels, per_task(channels, members.numel() * channels), [&](int64_t begin, int64_t end) {
             for (int64_t i = 0; i < cells.size(); ++i) {
-                const auto number = static_cast<scalar_t>(cells.end(i) - cells.begin(i));
+                const auto number = static_cast<scalar_t>(cells.length(i));
                 for (const int64_t* row = cells.begin(i); row < cells.end(i); ++row)
                     for (int64_t c = begin; c < end; ++c) out[*row * channels + c] += from[i * channels + c] / number;
             }

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <tuple>
+#include <vector>
 
 #include "checks/cells.h"
 #include "neighbor_lists.h"
@@ -14,7 +15,32 @@
 namespace cakdp {
 namespace {
 
-constexpr int64_t kListsPerTask = 64;
+constexpr int64_t kListsPerTask = 16;
+
+// The points of one list side by side, and their distances from one centre at a time.
+template <typename T>
+class NearList {
+  public:
+    NearList(const T* points, const int64_t* begin, const int64_t* end) : begin_(begin), size_(end - begin) {
+        numbers_.resize(4 * size_);
+        for (int64_t axis = 0; axis < 3; ++axis)
+            for (int64_t i = 0; i < size_; ++i) numbers_[axis * size_ + i] = points[3 * begin[i] + axis];
+    }
+
+    ThreeNearest<T> search(const T* center) {
+        const T *x = numbers_.data(), *y = x + size_, *z = y + size_;
+        T* distance = numbers_.data() + 3 * size_;
+        for (int64_t i = 0; i < size_; ++i) distance[i] = squared_distance(x[i], y[i], z[i], center);
+        ThreeNearest<T> found;
+        for (int64_t i = 0; i < size_; ++i) found.show(begin_[i], distance[i]);
+        return found;
+    }
+
+  private:
+    const int64_t* begin_;
+    int64_t size_;
+    std::vector<T> numbers_;
+};
 
 std::tuple<at::Tensor, at::Tensor> three_nn_local(const at::Tensor& points, const at::Tensor& centers,
                                                   const at::Tensor& start, const at::Tensor& length,
@@ -30,12 +56,13 @@ std::tuple<at::Tensor, at::Tensor> three_nn_local(const at::Tensor& points, cons
         scalar_t* distances = distance.mutable_data_ptr<scalar_t>();
         int64_t* rows = nearest.mutable_data_ptr<int64_t>();
         at::parallel_for(0, lists.size(), kListsPerTask, [&](int64_t begin, int64_t end) {
-            for (int64_t i = begin * per_list; i < end * per_list; ++i) {
-                ThreeNearest<scalar_t> found;
-                for (const int64_t* row = lists.begin(i / per_list); row < lists.end(i / per_list); ++row)
-                    found.show(*row, squared_distance(xyz + 3 * *row, middle + 3 * i));
-                std::copy_n(found.distance_squared, 3, distances + 3 * i);
-                std::copy_n(found.index, 3, rows + 3 * i);
+            for (int64_t list = begin; list < end; ++list) {
+                NearList<scalar_t> near(xyz, lists.begin(list), lists.end(list));
+                for (int64_t i = list * per_list; i < (list + 1) * per_list; ++i) {
+                    const auto found = near.search(middle + 3 * i);
+                    std::copy_n(found.distance_squared, 3, distances + 3 * i);
+                    std::copy_n(found.index, 3, rows + 3 * i);
+                }
             }
         });
     });

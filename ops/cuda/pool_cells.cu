@@ -4,6 +4,7 @@
 #include "box.h"
 #include "exceeds.h"
 #include "launch.h"
+
 namespace cakdp {
 namespace {
 

@@ -4,6 +4,7 @@
 #include "box.h"
 #include "launch.h"
 #include "three_nearest.h"
+
 namespace cakdp {
 namespace {
 
@@ -19,7 +20,9 @@ __global__ void find_three(const T* points, const T* centers, PointLists lists, 
     ThreeNearest<T> found;
     for (int64_t k = begin; k < end; ++k) {
         const int64_t point = lists.index[k];
-        if (point >= 0 && point < lists.num_points) found.show(point, squared_distance(points + 3 * point, position));
+        if (point < 0 || point >= lists.num_points) continue;
+        const T* xyz = points + 3 * point;
+        found.show(point, squared_distance(xyz[0], xyz[1], xyz[2], position));
     }
     for (int i = 0; i < 3; ++i) {
         distance_squared[3 * center + i] = found.distance_squared[i];

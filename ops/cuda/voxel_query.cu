@@ -4,6 +4,7 @@
 
 #include "box.h"
 #include "launch.h"
+
 namespace cakdp {
 namespace {
 

@@ -17,7 +17,8 @@ struct BoxRegion {
     CAKDP_HOST_DEVICE bool is_empty() const { return !(box.half_x > 0); }
     CAKDP_HOST_DEVICE T x() const { return box.x; }
     CAKDP_HOST_DEVICE T y() const { return box.y; }
-    CAKDP_HOST_DEVICE T reach() const { return box.radius; }
+    CAKDP_HOST_DEVICE T reach_x() const { return magnitude(box.cos) * box.half_x + magnitude(box.sin) * box.half_y; }
+    CAKDP_HOST_DEVICE T reach_y() const { return magnitude(box.sin) * box.half_x + magnitude(box.cos) * box.half_y; }
 };
 
 template <typename T>
@@ -35,7 +36,8 @@ struct BallRegion {
     CAKDP_HOST_DEVICE bool is_empty() const { return !is_finite(center_x + center_y + center_z); }
     CAKDP_HOST_DEVICE T x() const { return center_x; }
     CAKDP_HOST_DEVICE T y() const { return center_y; }
-    CAKDP_HOST_DEVICE T reach() const { return std::sqrt(radius_squared); }
+    CAKDP_HOST_DEVICE T reach_x() const { return std::sqrt(radius_squared); }
+    CAKDP_HOST_DEVICE T reach_y() const { return std::sqrt(radius_squared); }
 };
 
 }  // namespace cakdp

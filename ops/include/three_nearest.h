@@ -31,8 +31,8 @@ struct ThreeNearest {
 };
 
 template <typename T>
-CAKDP_HOST_DEVICE inline T squared_distance(const T* a, const T* b) {
-    const T x = a[0] - b[0], y = a[1] - b[1], z = a[2] - b[2];
+CAKDP_HOST_DEVICE inline T squared_distance(T px, T py, T pz, const T* center) {
+    const T x = px - center[0], y = py - center[1], z = pz - center[2];
     return x * x + y * y + z * z;
 }
 

@@ -56,7 +56,7 @@ def pool_cells_mean(features: Tensor, first: Tensor, count: Tensor, members: Ten
         ``(K, C)``, 0 in empty cells.
     """
     check_lists(first, count, members, len(features))
-    pooled = [features.new_zeros(0, features.shape[1])]
+    pooled = [features[:0]]
     for begins, counts in _blocks(first, count, features.shape[1]):
         cell, rank = _spread(counts)
         rows = features[members[begins[cell] + rank]]
@@ -83,10 +83,8 @@ def pool_cells_max(features: Tensor, first: Tensor, count: Tensor, members: Tens
     for begins, counts in _blocks(first, count, features.shape[1]):
         winner.append(_winners(features.detach(), begins, counts, members))
     best = torch.cat(winner)
-    channel = torch.arange(features.shape[1], device=features.device)
-    if len(features) == 0:
-        return features.new_zeros(best.shape), best
-    return features[best.clamp(min=0), channel].masked_fill(best < 0, 0), best
+    padded = torch.cat((features, features.new_zeros(1, features.shape[1])))  # so that -1 is a row of zeros
+    return padded[best, torch.arange(features.shape[1], device=features.device)], best
 
 
 def _winners(features: Tensor, first: Tensor, count: Tensor, members: Tensor) -> Tensor:
@@ -98,12 +96,15 @@ def _winners(features: Tensor, first: Tensor, count: Tensor, members: Tensor) ->
     wins = (values == largest[cell]) | values.isnan()
     ranks = torch.where(wins, rank[:, None], len(rows))
     earliest = torch.full_like(largest, len(rows), dtype=torch.int64).scatter_reduce(0, cells, ranks, "amin")
-    place = first[:, None] + earliest
-    return torch.where(count[:, None] > 0, members[place.clamp(max=max(0, len(members) - 1))], -1)
+    empty = count[:, None] <= 0
+    padded = torch.cat((members, members.new_full((1,), -1)))
+    return padded[(first[:, None] + earliest).masked_fill(empty, -1)]
 
 
 def _blocks(first: Tensor, count: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Cut the cells where their members, ``width`` numbers each, would exceed the limit."""
+    if len(count) == 0:
+        return iter(())
     before = count.clamp(min=0).cumsum(0) - count.clamp(min=0)
     block = before // max(1, DENSE_LIMIT // max(1, width))
     sizes = torch.unique_consecutive(block, return_counts=True)[1].tolist()
