@@ -129,12 +129,12 @@ def pooling_cases(generator: torch.Generator) -> list[Case]:
     points = lidar_like(60_000, generator)
     rois = boxes_on_a_road(128, generator)
     rois[:, :3] = points[torch.randint(len(points), (128,), generator=generator)]
-    keypoints = points[torch.randint(len(points), (4096,), generator=generator)] + 0.1
+    keypoints = points[torch.randint(len(points), (2048,), generator=generator)] + 0.1
     counts, new_counts = torch.tensor([len(points)]), torch.tensor([len(keypoints)])
     features = torch.randn(len(points), 16, generator=generator)
     cells = ops.roiaware_cells(rois, points, 12)
     neighbors = ops.local_neighbors(points, counts, keypoints, new_counts, 1.6)
-    centers = keypoints[:, None] + 0.8 * torch.randn(4096, 27, 3, generator=generator)
+    centers = keypoints[:, None] + 0.8 * torch.randn(2048, 27, 3, generator=generator)
     size = f"128 x 12^3 in {len(points):,}"
 
     def trained(mode: Literal["max", "avg"]) -> None:
@@ -148,17 +148,17 @@ def pooling_cases(generator: torch.Generator) -> list[Case]:
         Case("pool_cells, avg", "with gradient", lambda: trained("avg")),
         Case(
             "local_neighbors",
-            f"4,096 in {len(points):,}",
+            f"2,048 in {len(points):,}",
             lambda: ops.local_neighbors(points, counts, keypoints, new_counts, 1.6),
         ),
         Case(
             "local_three_nn",
-            f"4,096 x 27, {len(neighbors.index):,}",
+            f"2,048 x 27, {len(neighbors.index):,}",
             lambda: ops.local_three_nn(points, centers, neighbors),
         ),
         Case(
             "vector_pool",
-            "4,096 x 3^3",
+            "2,048 x 3^3",
             lambda: ops.vector_pool(points, counts, features, keypoints, new_counts, (3, 3, 3), 1.6, use_xyz=True),
         ),
     ]

@@ -26,7 +26,9 @@ TORCH_LIBRARY(cakdp, m) {
     m.def(
         "pool_cells_mean_backward(Tensor grad, Tensor first, Tensor count, Tensor members, SymInt num_rows) -> "
         "Tensor");
-    m.def("pool_cells_max(Tensor features, Tensor first, Tensor count, Tensor members) -> (Tensor, Tensor winner)");
+    m.def(
+        "pool_cells_max(Tensor features, Tensor first, Tensor count, Tensor members) -> "
+        "(Tensor pooled, Tensor winner)");
     m.def("pool_cells_max_backward(Tensor grad, Tensor winner, SymInt num_rows) -> Tensor");
 }
 

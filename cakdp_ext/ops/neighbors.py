@@ -108,12 +108,8 @@ def neighbors_in_boxes(
     """
     points, boxes = as_float(points, "points", (None, 3)), as_float(boxes, "boxes", (None, 7))
     check_alike(points, boxes, ("points", "boxes"))
-    if (point_counts is None) != (box_counts is None):
-        raise ValueError("point_counts and box_counts go together, give both or neither")
-    point_counts = _one_frame(points) if point_counts is None else _as_counts(point_counts, "point_counts", points)
-    box_counts = _one_frame(boxes) if box_counts is None else _as_counts(box_counts, "box_counts", boxes)
-    _check_same_frames(point_counts, box_counts, ("point_counts", "box_counts"))
-    return _in_boxes(points, point_counts, boxes, box_counts, as_limit(max_points, "max_points"))
+    counts = as_count_pair(points, point_counts, boxes, box_counts, ("point_counts", "box_counts"))
+    return _in_boxes(points, counts[0], boxes, counts[1], as_limit(max_points, "max_points"))
 
 
 @torch.no_grad()
@@ -150,6 +146,19 @@ def cubes(centers: Tensor, half_size: float) -> Tensor:
     boxes[:, :3] = centers
     boxes[:, 3:6] = 2 * half_size
     return boxes
+
+
+def as_count_pair(
+    points: Tensor, point_counts: Tensor | None, boxes: Tensor, box_counts: Tensor | None, names: tuple[str, str]
+) -> tuple[Tensor, Tensor]:
+    """Return the counts of points and boxes by frame, those of a single frame where neither is given."""
+    if point_counts is None and box_counts is None:
+        return _one_frame(points), _one_frame(boxes)
+    if point_counts is None or box_counts is None:
+        raise ValueError(f"{names[0]} and {names[1]} go together, give both or neither")
+    point_counts, box_counts = _as_counts(point_counts, names[0], points), _as_counts(box_counts, names[1], boxes)
+    _check_same_frames(point_counts, box_counts, names)
+    return point_counts, box_counts
 
 
 def as_limit(limit: int | None, name: str) -> int:

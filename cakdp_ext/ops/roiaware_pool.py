@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from cakdp_ext.ops.cells import Cells, PoolMode, as_num_cells, group_by_cell, pool_cells
-from cakdp_ext.ops.checks import as_float
-from cakdp_ext.ops.neighbors import neighbors_in_boxes
+from cakdp_ext.ops.checks import as_float, check_alike
+from cakdp_ext.ops.neighbors import as_count_pair, neighbors_in_boxes
 
 
 @torch.no_grad()
@@ -48,8 +48,8 @@ def roiaware_cells(
     shape = as_num_cells(out_size, "out_size")
     if max_points_per_voxel < 1:
         raise ValueError(f"max_points_per_voxel must be at least 1, got {max_points_per_voxel}")
-    if (roi_counts is None) != (point_counts is None):
-        raise ValueError("roi_counts and point_counts go together, give both or neither")
+    check_alike(rois, points, ("rois", "points"))
+    point_counts, roi_counts = as_count_pair(points, point_counts, rois, roi_counts, ("point_counts", "roi_counts"))
     neighbors = neighbors_in_boxes(points, rois, point_counts, roi_counts)
     return group_by_cell(points, rois, neighbors, shape, max_points_per_voxel)
 

@@ -1,4 +1,4 @@
-// A warp a box: of 32 points at a time, those of one cell find each other, and their first one keeps the cell's count.
+// A block a box: of a tile of points, those of one cell find each other, and their last one keeps the cell's count.
 #include "group_by_cell.h"
 
 #include "launch.h"
@@ -6,31 +6,36 @@
 namespace cakdp {
 namespace {
 
-constexpr int kWarp = 32;
-constexpr unsigned kAll = 0xffffffffu;
+constexpr int kFew = 64;  // threads a block where boxes hold no more points than that on average
 
 template <typename T>
 __global__ void rank_in_cells(BoxLists<T> lists, CellGrid grid, int64_t* count, int64_t* cell, int64_t* rank) {
-    const int64_t item = thread_index() / kWarp;
-    const int lane = threadIdx.x % kWarp;
-    if (item >= lists.num_boxes) return;
+    __shared__ int64_t cells[kThreads];
+    const int64_t item = blockIdx.x;
     const Box<T> box = make_box(lists.boxes + kBoxNumbers * item);
     const int64_t begin = clamped<int64_t>(lists.start[item], 0, lists.total);
     const int64_t end = begin + clamped<int64_t>(lists.length[item], 0, lists.total - begin);
     int64_t* counts = count + item * grid.total();
-    for (int64_t k = begin + lane; k - lane < end; k += kWarp) {
-        const int64_t point = k < end ? lists.index[k] : -1;
+    for (int64_t tile = begin; tile < end; tile += blockDim.x) {
+        const int self = threadIdx.x, size = static_cast<int>(smaller<int64_t>(blockDim.x, end - tile));
+        const int64_t point = self < size ? lists.index[tile + self] : -1;
         const bool exists = point >= 0 && point < lists.num_points;
         const T* xyz = lists.points + 3 * point;
         const int64_t mine = exists ? cell_of(box, grid, xyz[0], xyz[1], xyz[2]) : -1;
-        const unsigned alike = __match_any_sync(kAll, static_cast<long long>(mine));
-        const int leader = __ffs(static_cast<int>(alike)) - 1;
-        const int64_t before = exists && lane == leader ? counts[mine] : 0;
-        const int64_t ranked = __shfl_sync(kAll, before, leader) + __popc(alike & ((1u << lane) - 1));
-        if (exists && lane == leader) counts[mine] = before + __popc(alike);
-        if (exists) cell[k] = item * grid.total() + mine;
-        if (exists) rank[k] = ranked;
-        __syncwarp();
+        cells[self] = mine;
+        __syncthreads();
+        int earlier = 0, later = 0;
+        for (int other = 0; other < size; ++other) {
+            const bool same = cells[other] == mine;
+            earlier += same && other < self;
+            later += same && other > self;
+        }
+        const int64_t ranked = exists ? counts[mine] + earlier : 0;
+        __syncthreads();
+        if (!exists) continue;
+        cell[tile + self] = item * grid.total() + mine;
+        rank[tile + self] = ranked;
+        if (later == 0) counts[mine] = ranked + 1;
     }
 }
 
@@ -47,8 +52,9 @@ __global__ void place_members(const int64_t* index, const int64_t* cell, const i
 template <typename T>
 void rank_in_cells_cuda(const BoxLists<T>& lists, const CellGrid& grid, int64_t* count, int64_t* cell, int64_t* rank,
                         cudaStream_t stream) {
-    launch(rank_in_cells<T>, blocks_for(lists.num_boxes * kWarp), dim3(kThreads), stream, lists, grid, count, cell,
-           rank);
+    const dim3 blocks(static_cast<unsigned>(lists.num_boxes));
+    const int threads = lists.total > kFew * lists.num_boxes ? kThreads : kFew;
+    launch(rank_in_cells<T>, blocks, dim3(threads), stream, lists, grid, count, cell, rank);
 }
 
 void place_members_cuda(const int64_t* index, const int64_t* cell, const int64_t* rank, const int64_t* first,

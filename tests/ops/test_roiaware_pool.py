@@ -154,13 +154,13 @@ def test_wrong_arguments_are_named(device):
         ops.roiaware_pool(rois, points, features, SIZE, 0)
     with pytest.raises(ValueError, match="mode must be 'max' or 'avg', got 'sum'"):
         ops.roiaware_pool(rois, points, features, SIZE, mode="sum")
-    with pytest.raises(ValueError, match="roi_counts and point_counts go together"):
+    with pytest.raises(ValueError, match="point_counts and roi_counts go together"):
         ops.roiaware_pool(rois, points, features, SIZE, roi_counts=torch.tensor([2], device=device))
 
 
 def test_counts_that_do_not_add_up_are_refused_on_cpu():
     rois, points, features = to("cpu", torch.float32, *scene(torch.float32, seed=9, num_points=20, num_rois=2))
-    with pytest.raises(ValueError, match="box_counts must be at least 0 and add up to 2 rows"):
+    with pytest.raises(ValueError, match="roi_counts must be at least 0 and add up to 2 rows"):
         ops.roiaware_pool(
             rois, points, features, SIZE, roi_counts=torch.tensor([3]), point_counts=torch.tensor([len(points)])
         )

@@ -217,20 +217,6 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
     cuda_on_cpu::wait_at(warp);
     return mask;
 }
-// The lanes that hold the same value.
-template <typename T>
-unsigned __match_any_sync(unsigned, T value) {
-    cuda_on_cpu::Block& now = *cuda_on_cpu::block();
-    cuda_on_cpu::Barrier& warp = now.warps[now.current / cuda_on_cpu::kWarp];
-    const int first = now.current / cuda_on_cpu::kWarp * cuda_on_cpu::kWarp;
-    now.slots[now.current] = cuda_on_cpu::bits_of(value);
-    cuda_on_cpu::wait_at(warp);
-    unsigned mask = 0;
-    for (int lane = 0; lane < cuda_on_cpu::kWarp && first + lane < static_cast<int>(now.threads.size()); ++lane)
-        if (!now.threads[first + lane].done && now.slots[first + lane] == now.slots[now.current]) mask |= 1u << lane;
-    cuda_on_cpu::wait_at(warp);
-    return mask;
-}
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 template <typename T>
 T __shfl_sync(unsigned, T value, int lane) {
