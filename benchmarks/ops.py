@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -114,7 +115,7 @@ def cases() -> list[Case]:
             )
         )
     rows.append(Case("nms, axis-aligned", "4,096", lambda: ops.nms(proposals, scores, 0.7, axis_aligned=True)))
-    return rows + point_cases(truth, generator) + neighbour_cases(generator)
+    return rows + point_cases(truth, generator) + neighbour_cases(generator) + pooling_cases(generator)
 
 
 def point_cases(boxes: Tensor, generator: torch.Generator) -> list[Case]:
@@ -180,6 +181,54 @@ def neighbour_cases(generator: torch.Generator) -> list[Case]:
     ]
 
 
+def lidar_like(count: int, generator: torch.Generator) -> Tensor:
+    """Points (count, 3) around a sensor, the denser the nearer."""
+    angle = torch.rand(count, generator=generator) * 2 * math.pi
+    distance = 2 - 15 * torch.rand(count, generator=generator).log()
+    height = torch.rand(count, generator=generator) * 3 - 2
+    return torch.stack((distance * angle.cos(), distance * angle.sin(), height), dim=1)
+
+
+def pooling_cases(generator: torch.Generator) -> list[Case]:
+    """The rows about the points of regions: RoIs of Part-A2's size, keypoints as in PV-RCNN++."""
+    points = lidar_like(60_000, generator)
+    rois = boxes_on_a_road(128, generator)
+    rois[:, :3] = points[torch.randint(len(points), (128,), generator=generator)]
+    keypoints = points[torch.randint(len(points), (2048,), generator=generator)] + 0.1
+    counts, new_counts = torch.tensor([len(points)]), torch.tensor([len(keypoints)])
+    features = torch.randn(len(points), 16, generator=generator)
+    cells = ops.roiaware_cells(rois, points, 12)
+    neighbors = ops.local_neighbors(points, counts, keypoints, new_counts, 1.6)
+    centers = keypoints[:, None] + 0.8 * torch.randn(2048, 27, 3, generator=generator)
+    size = f"128 x 12^3 in {len(points):,}"
+
+    def trained(mode: Literal["max", "avg"]) -> None:
+        given = features.clone().requires_grad_()
+        ops.pool_cells(given, cells, mode)[0].sum().backward()
+
+    return [
+        Case("roiaware_pool, max", size, lambda: ops.roiaware_pool(rois, points, features, 12, mode="max")),
+        Case("roiaware_pool, avg", size, lambda: ops.roiaware_pool(rois, points, features, 12, mode="avg")),
+        Case("pool_cells, max", "with gradient", lambda: trained("max")),
+        Case("pool_cells, avg", "with gradient", lambda: trained("avg")),
+        Case(
+            "local_neighbors",
+            f"2,048 in {len(points):,}",
+            lambda: ops.local_neighbors(points, counts, keypoints, new_counts, 1.6),
+        ),
+        Case(
+            "local_three_nn",
+            f"2,048 x 27, {len(neighbors.index):,}",
+            lambda: ops.local_three_nn(points, centers, neighbors),
+        ),
+        Case(
+            "vector_pool",
+            "2,048 x 3^3",
+            lambda: ops.vector_pool(points, counts, features, keypoints, new_counts, (3, 3, 3), 1.6, use_xyz=True),
+        ),
+    ]
+
+
 def milliseconds(run: Callable[[], object], repeats: int) -> float:
     """Median over repeats, after one warm-up."""
     run()
@@ -208,7 +257,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.threads} thread(s), float32, native: {native.REASON or 'yes'}")
-    print(f"{'op':<20}{'size':<22}{'native ms':>12}{'reference ms':>14}{'other ms':>12}")
+    print(f"{'op':<20}{'size':<24}{'native ms':>12}{'reference ms':>14}{'other ms':>12}")
     for case in cases():
         other = case.other_run()
         columns = [
@@ -216,7 +265,7 @@ def main() -> None:
             f"{reference_milliseconds(case.run, args.repeats):.2f}",
             "-" if other is None else f"{milliseconds(other, 1):.2f}",
         ]
-        print(f"{case.op:<20}{case.size:<22}{columns[0]:>12}{columns[1]:>14}{columns[2]:>12}")
+        print(f"{case.op:<20}{case.size:<24}{columns[0]:>12}{columns[1]:>14}{columns[2]:>12}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,26 @@ TORCH_LIBRARY(cakdp, m) {
         "-> (Tensor distances, Tensor index)");
     m.def("three_interpolate(Tensor features, Tensor index, Tensor weights) -> Tensor");
     m.def("three_interpolate_backward(Tensor grad, Tensor index, Tensor weights, SymInt num_rows) -> Tensor");
+    m.def(
+        "neighbors_in_boxes(Tensor points, Tensor point_counts, Tensor boxes, Tensor box_counts, int max_points) -> "
+        "(Tensor start, Tensor length, Tensor index)");
+    m.def(
+        "neighbors_in_balls(Tensor points, Tensor point_counts, Tensor centers, Tensor center_counts, float radius, "
+        "int max_points) -> (Tensor start, Tensor length, Tensor index)");
+    m.def(
+        "three_nn_local(Tensor points, Tensor centers, Tensor start, Tensor length, Tensor index) -> "
+        "(Tensor distance_squared, Tensor nearest)");
+    m.def(
+        "group_by_cell(Tensor points, Tensor boxes, Tensor start, Tensor length, Tensor index, int[3] num_cells) -> "
+        "(Tensor first, Tensor count, Tensor members)");
+    m.def("pool_cells_mean(Tensor features, Tensor first, Tensor count, Tensor members) -> Tensor");
+    m.def(
+        "pool_cells_mean_backward(Tensor grad, Tensor first, Tensor count, Tensor members, SymInt num_rows) -> "
+        "Tensor");
+    m.def(
+        "pool_cells_max(Tensor features, Tensor first, Tensor count, Tensor members) -> "
+        "(Tensor pooled, Tensor winner)");
+    m.def("pool_cells_max_backward(Tensor grad, Tensor winner, SymInt num_rows) -> Tensor");
 }
 
 // An empty module: importing it loads this library, and loading it registers the ops.

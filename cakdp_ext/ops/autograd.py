@@ -16,6 +16,12 @@ def register() -> None:
     torch.library.register_autograd(
         "cakdp::three_interpolate_backward", _interpolate_twice, setup_context=_keep_interpolate_backward
     )
+    torch.library.register_autograd(
+        "cakdp::pool_cells_mean", _pool_cells_mean_backward, setup_context=_pool_cells_mean_context
+    )
+    torch.library.register_autograd(
+        "cakdp::pool_cells_max", _pool_cells_max_backward, setup_context=_pool_cells_max_context
+    )
 
 
 def _keep_group(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
@@ -64,3 +70,22 @@ def _interpolate_twice(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Ten
 
 def _of_weights(features: Tensor, grad: Tensor, index: Tensor) -> Tensor:
     return torch.stack([(grad * features[index[:, slot]]).sum(1) for slot in range(3)], dim=1)
+
+
+def _pool_cells_mean_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    features, *cells = inputs
+    ctx.save_for_backward(*cells)
+    ctx.num_rows = features.shape[0]
+
+
+def _pool_cells_mean_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return torch.ops.cakdp.pool_cells_mean_backward(grad, *ctx.saved_tensors, ctx.num_rows), None, None, None
+
+
+def _pool_cells_max_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1])
+    ctx.num_rows = inputs[0].shape[0]
+
+
+def _pool_cells_max_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    return torch.ops.cakdp.pool_cells_max_backward(grad, *ctx.saved_tensors, ctx.num_rows), None, None, None

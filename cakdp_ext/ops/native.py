@@ -30,6 +30,14 @@ NAMES = (
     "three_nn",
     "three_interpolate",
     "three_interpolate_backward",
+    "neighbors_in_boxes",
+    "neighbors_in_balls",
+    "three_nn_local",
+    "group_by_cell",
+    "pool_cells_mean",
+    "pool_cells_mean_backward",
+    "pool_cells_max",
+    "pool_cells_max_backward",
 )
 
 

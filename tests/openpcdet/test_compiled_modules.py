@@ -223,6 +223,8 @@ SIGNATURES = {
 }
 
 
-@pytest.mark.parametrize(("module", "name"), SIGNATURES, ids=lambda item: getattr(item, "__name__", item).split(".")[-1])
+@pytest.mark.parametrize(
+    ("module", "name"), SIGNATURES, ids=lambda item: getattr(item, "__name__", item).split(".")[-1]
+)
 def test_every_function_takes_what_the_original_takes(module, name):
     assert len(inspect.signature(getattr(module, name)).parameters) == SIGNATURES[module, name]
