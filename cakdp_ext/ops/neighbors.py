@@ -123,7 +123,7 @@ def local_three_nn(xyz: Tensor, centers: Tensor, neighbors: Neighbors) -> tuple[
 
     Returns:
         distance_squared ``(M, G, 3)`` square metres, nearest first, and index ``(M, G, 3)`` int64 rows of ``xyz``; of
-        equally near points the lowest row. Where a list has fewer points, infinity and -1, so that a weight
+        equally near points the first in the list. Where a list has fewer points, infinity and -1, so that a weight
         of one over the distance is 0.
 
     Raises:

@@ -33,7 +33,9 @@ class NearList {
         T* distance = numbers_.data() + 3 * size_;
         for (int64_t i = 0; i < size_; ++i) distance[i] = squared_length(x[i] - center[0], y[i] - center[1], z[i] - center[2]);
         Three<T> found;
-        for (int64_t i = 0; i < size_; ++i) found.offer(distance[i], begin_[i]);
+        for (int64_t i = 0; i < size_; ++i) found.offer(distance[i], i);
+        for (int64_t& row : found.row)
+            if (row >= 0) row = begin_[row];
         return found;
     }
 

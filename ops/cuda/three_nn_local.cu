@@ -23,11 +23,11 @@ __global__ void find_three(const T* points, const T* centers, PointLists lists, 
         const int64_t point = lists.index[k];
         if (point < 0 || point >= lists.num_points) continue;
         const T* xyz = points + 3 * point;
-        found.offer(squared_length(xyz[0] - position[0], xyz[1] - position[1], xyz[2] - position[2]), point);
+        found.offer(squared_length(xyz[0] - position[0], xyz[1] - position[1], xyz[2] - position[2]), k);
     }
     for (int i = 0; i < 3; ++i) {
         distance_squared[3 * center + i] = found.squared[i];
-        nearest[3 * center + i] = found.row[i];
+        nearest[3 * center + i] = found.row[i] < 0 ? -1 : lists.index[found.row[i]];
     }
 }
 

@@ -17,7 +17,7 @@ COMPAT = os.environ.get("CAKDP_COMPAT", "0") == "1"
 
 
 def boxes_overlap_bev_gpu(boxes_a: Tensor, boxes_b: Tensor, overlap: Tensor) -> int:
-    """Fill ``overlap (N, M)`` with the areas, in square metres, that ``boxes_a (N, 7)`` share with ``boxes_b (M, 7)``."""
+    """Fill ``overlap (N, M)`` with the areas, square metres, that ``boxes_a (N, 7)`` and ``boxes_b (M, 7)`` share."""
     overlap.copy_(ops.boxes_overlap_bev(boxes_a, boxes_b, compat=COMPAT))
     return 1
 
