@@ -30,12 +30,17 @@ def on(device, dtype, cloud):
 
 
 @pytest.mark.parametrize("make", [lattice, scattered])
-@pytest.mark.parametrize(("count", "number"), [(1, 1), (2, 2), (31, 12), (64, 40), (65, 65), (700, 33)])
+@pytest.mark.parametrize(("count", "number"), [(1, 1), (2, 2), (31, 12), (64, 40), (65, 65), (500, 25)])
 def test_each_choice_is_that_of_the_definition(device, dtype, make, count, number):
     clouds = torch.stack([make(count, 0), make(count, 1)]).to(dtype)
     found = ops.farthest_point_sampling(clouds.to(device), number)
     assert found.tolist() == [chosen_by_definition(cloud.numpy(), number) for cloud in clouds]
     assert found.dtype == torch.int64
+
+
+def test_more_points_than_a_warp_for_each_thread_of_a_block(device):
+    cloud = scattered(40_000, 9).float()
+    assert ops.farthest_point_sampling(cloud[None].to(device), 6)[0].tolist() == chosen_by_definition(cloud.numpy(), 6)
 
 
 def test_no_point_is_farther_than_the_one_chosen_says_scipy(device, dtype):

@@ -46,4 +46,5 @@ def three_interpolate(features: Tensor, index: Tensor, weights: Tensor) -> Tenso
         ``(N, C)``.
     """
     check_rows(index, len(features))
-    return sum(features[index[:, slot]] * weights[:, slot, None] for slot in range(3))
+    first, second, third = (features[index[:, slot]] * weights[:, slot, None] for slot in range(3))
+    return first + second + third
