@@ -8,6 +8,7 @@ from cakdp_ext.ops.overlap import (
     iou_3d,
     iou_3d_aligned,
     iou_bev,
+    iou_bev_aligned,
     nearest_bev_iou,
 )
 from cakdp_ext.ops.points import points_in_boxes
@@ -20,6 +21,7 @@ __all__ = [
     "iou_3d",
     "iou_3d_aligned",
     "iou_bev",
+    "iou_bev_aligned",
     "limit_period",
     "nearest_bev_iou",
     "nms",

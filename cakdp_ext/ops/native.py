@@ -17,7 +17,18 @@ SWITCH = "CAKDP_NATIVE"
 EXTENSION = os.environ.get("CAKDP_EXTENSION", "cakdp_ext._C")
 """The module whose import registers the ops; the tests put another build of them here."""
 HOW_TO_BUILD = "pip install --no-build-isolation -e . (with a C++ compiler)"
-NAMES = ("boxes_overlap_bev", "boxes_overlap_bev_aligned", "nms_sorted", "points_in_boxes", "voxel_query")
+NAMES = (
+    "boxes_overlap_bev",
+    "boxes_overlap_bev_aligned",
+    "boxes_iou_bev",
+    "boxes_iou_bev_aligned",
+    "boxes_iou_3d",
+    "boxes_iou_3d_aligned",
+    "nearest_bev_iou",
+    "nms_sorted",
+    "points_in_boxes",
+    "voxel_query",
+)
 
 
 def _load() -> str:

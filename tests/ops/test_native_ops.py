@@ -27,7 +27,7 @@ def arguments(device, dtype):
     return {
         "boxes_overlap_bev": (boxes, boxes[:4]),
         "boxes_overlap_bev_aligned": (boxes, boxes.flip(0)),
-        "nms_sorted": (boxes, 0.1, False, -1),
+        "nms_sorted": (boxes, torch.arange(6, device=device) // 4, 0.1),
         "points_in_boxes": (boxes[None, :, :3].contiguous(), boxes[None]),
         "voxel_query": (coords, xyz, coords, xyz, [3, 3, 3], 1, [1, 1, 1], 2.0, 4),
     }
@@ -55,7 +55,7 @@ def test_number_of_threads_does_not_change_the_answer():
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            keep = torch.ops.cakdp.nms_sorted(boxes, 0.3, False, -1)
+            keep = torch.ops.cakdp.nms_sorted(boxes, None, 0.3)
             answers.append((keep, ops.boxes_overlap_bev(boxes[:300], boxes[:300])))
     finally:
         torch.set_num_threads(before)
@@ -66,8 +66,8 @@ def test_number_of_threads_does_not_change_the_answer():
 @needs_native
 def test_native_and_reference_keep_the_same_of_a_thousand():
     boxes = jittered(random_boxes(200, 3, spread=120).repeat(5, 1), 4)
-    found = torch.ops.cakdp.nms_sorted(boxes, 0.3, False, -1)
-    torch.testing.assert_close(found, reference.nms_sorted(boxes, 0.3, False, -1))
+    found = torch.ops.cakdp.nms_sorted(boxes, None, 0.3)
+    torch.testing.assert_close(found, reference.nms_sorted(boxes, None, 0.3))
 
 
 @needs_native
@@ -76,7 +76,7 @@ def test_native_and_reference_keep_the_same_of_a_thousand():
     [
         (lambda o: o.boxes_overlap_bev(torch.zeros(2, 6), torch.zeros(2, 7)), r"boxes1 must have shape \[-1, 7\]"),
         (lambda o: o.boxes_overlap_bev_aligned(torch.zeros(2, 7), torch.zeros(3, 7)), "come in pairs, got 2 and 3"),
-        (lambda o: o.nms_sorted(torch.zeros(7), 0.5, False, -1), "boxes must have shape"),
+        (lambda o: o.nms_sorted(torch.zeros(7), None, 0.5), "boxes must have shape"),
         (lambda o: o.points_in_boxes(torch.zeros(1, 2, 3), torch.zeros(1, 2, 7).double()), "must share a dtype"),
     ],
 )

@@ -61,7 +61,7 @@ def test_blocks_of_the_reference_leave_no_seam(monkeypatch):
     threshold = gap_near(iou, 0.3)
     order = scores.argsort(descending=True)
     for post_max in (-1, 20):
-        found = order[reference.nms_sorted(boxes[order], threshold, False, post_max)]
+        found = order[reference.nms_sorted(boxes[order], None, threshold, post_max=post_max)]
         assert found.tolist() == greedy(iou, scores, threshold)[: post_max if post_max > 0 else None]
 
 
