@@ -1,4 +1,6 @@
 // Overlaps and IoUs of boxes, pairwise and one to one.
+#include "checks/boxes_overlap_bev.h"
+
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -7,7 +9,6 @@
 #include <cstring>
 
 #include "box_measures.h"
-#include "checks/boxes_overlap_bev.h"
 
 namespace cakdp {
 namespace {

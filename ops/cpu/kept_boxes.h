@@ -68,7 +68,8 @@ class KeptBoxes {
         template <class Question>
         bool any_near(const Box<T>& box, int64_t first, T margin, Question question) const {
             const T range = box.radius + reach_ + margin;
-            const int64_t begin_x = column(box.x - range, low_x_, columns_), end_x = column(box.x + range, low_x_, columns_);
+            const int64_t begin_x = column(box.x - range, low_x_, columns_),
+                          end_x = column(box.x + range, low_x_, columns_);
             const int64_t begin_y = column(box.y - range, low_y_, rows_), end_y = column(box.y + range, low_y_, rows_);
             for (int64_t y = begin_y; y <= end_y; ++y)
                 for (int64_t x = begin_x; x <= end_x; ++x)

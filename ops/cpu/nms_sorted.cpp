@@ -1,11 +1,12 @@
 // Greedy non-maximum suppression of boxes that come best first within each group.
+#include "checks/nms_sorted.h"
+
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include "boxes.h"
-#include "checks/nms_sorted.h"
 #include "kept_boxes.h"
 #include "suppression.h"
 
@@ -26,7 +27,8 @@ std::vector<int64_t> greedy(const Box<T>* boxes, int64_t count, T iou_threshold,
     std::vector<int64_t> keep;
     std::vector<char> removed(kBlock);
     const auto is_removed = [&](int64_t i, int64_t first) {
-        return kept.any_near(boxes[i], first, [&](int64_t k) { return suppresses<Rule>(boxes[k], boxes[i], iou_threshold); });
+        return kept.any_near(boxes[i], first,
+                             [&](int64_t k) { return suppresses<Rule>(boxes[k], boxes[i], iou_threshold); });
     };
     for (int64_t begin = 0; begin < count; begin += kBlock) {
         const int64_t end = std::min(begin + kBlock, count);

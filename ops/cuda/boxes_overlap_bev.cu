@@ -1,8 +1,7 @@
-// A warp a tile of 32 x 32 pairs, whose boxes it prepares once; most pairs of a scene are far apart, and only have their
-// zero written.
-#include "boxes_overlap_bev.h"
-
+// A warp a tile of 32 x 32 pairs, whose boxes it prepares once; most pairs of a scene are far apart, and only have
+// their zero written.
 #include "box_measures.h"
+#include "boxes_overlap_bev.h"
 #include "warp_pairs.h"
 
 namespace cakdp {
@@ -37,7 +36,8 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
 template <class Measure, typename T>
 __global__ void compare_each(const T* boxes1, const T* boxes2, int64_t count, T* out) {
     const int64_t i = thread_index();
-    if (i < count) out[i] = Measure::of(Measure::make(boxes1 + i * kBoxNumbers), Measure::make(boxes2 + i * kBoxNumbers));
+    if (i < count)
+        out[i] = Measure::of(Measure::make(boxes1 + i * kBoxNumbers), Measure::make(boxes2 + i * kBoxNumbers));
 }
 
 template <class Rule, typename T>

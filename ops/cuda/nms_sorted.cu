@@ -1,9 +1,8 @@
-// Boxes are settled in chunks, in order. One launch finds which boxes of a chunk suppress which later ones of it, for all
-// chunks; then, for each chunk in turn, one launch compares its boxes with those kept so far, and a block for each group
-// settles what is left. No box is compared with one known to be suppressed in an earlier chunk, and memory grows with
-// the number of boxes, not with its square.
+// Boxes are settled in chunks, in order. One launch finds which boxes of a chunk suppress which later ones of it, for
+// all chunks; then, for each chunk in turn, one launch compares its boxes with those kept so far, and a block for each
+// group settles what is left. No box is compared with one known to be suppressed in an earlier chunk, and memory grows
+// with the number of boxes, not with its square.
 #include "nms_sorted.h"
-
 #include "nms_workspace.h"
 #include "suppression.h"
 #include "warp_pairs.h"
@@ -11,10 +10,10 @@
 namespace cakdp {
 namespace {
 
-constexpr int kTiles = kChunk / kWarp;   // of a chunk
-constexpr int kSplits = 64;              // warps that share the kept boxes, for each tile of candidates
-constexpr int64_t kGroupsAtOnce = 64;    // others follow in the same blocks
-constexpr int64_t kSettledAtOnce = 256;
+constexpr int kTiles = kChunk / kWarp;    // of a chunk
+constexpr int kMostWarps = 4096;          // at once; they go on with further work
+constexpr int kComparingWarps = 2048;     // at once, of a chunk's boxes with those kept
+constexpr int64_t kSettlingBlocks = 128;  // at once
 
 // End of the run of equal numbers that begins at a place.
 __device__ inline int64_t run_end(const int64_t* groups, int64_t begin, int64_t count) {
@@ -35,13 +34,16 @@ __global__ void prepare(const T* boxes, const int64_t* groups, int64_t count, bo
     work.removed[i] = stays[i] = false;
     if (i > 0 && (groups == nullptr || groups[i] == groups[i - 1])) return;
     const int64_t size = (groups == nullptr ? count : run_end(groups, i, count)) - i;
-    const int group = atomicAdd(work.num_groups, 1);
+    const int group = atomicAdd(&work.counts->groups, 1);
     work.starts[group] = i;
     work.sizes[group] = smaller(size, pre_max);
     work.num_kept[group] = 0;
+    const int num_chunks = static_cast<int>((work.sizes[group] + kChunk - 1) / kChunk);
+    const int first = atomicAdd(&work.counts->chunks, num_chunks);
+    for (int chunk = 0; chunk < num_chunks; ++chunk) work.chunks[first + chunk] = work.chunk_of(group, chunk);
 }
 
-// Rows of a tile that begins there, loaded by the warp.
+// Loads boxes from a place on that have so many left; gives how many the warp took.
 template <typename T>
 __device__ int load_tile(Box<T>* tile, const Box<T>* boxes, int64_t left) {
     const int count = static_cast<int>(smaller<int64_t>(kWarp, left)), lane = lane_index();
@@ -51,15 +53,27 @@ __device__ int load_tile(Box<T>* tile, const Box<T>* boxes, int64_t left) {
     return count;
 }
 
-// A warp a word of the mask for each of 32 rows.
+// Calls found(row, column) for each pair, of those marked near, of which the column suppresses the row.
+template <class Rule, typename T, class Found>
+__device__ void for_suppressed(WarpPairs<T>& pairs, unsigned near, T iou_threshold, Found found) {
+    const int count = pairs.enqueue(near);
+    for (int i = lane_index(); i < count; i += kWarp) {
+        const int row = pairs.row_of(pairs.queue[i]), column = pairs.column_of(pairs.queue[i]);
+        if (suppresses<Rule>(pairs.columns[column], pairs.rows[row], iou_threshold)) found(row, column);
+    }
+    __syncwarp();
+}
+
+// A warp a word of the mask for each of 32 boxes.
 template <class Rule, typename T>
 __global__ void __launch_bounds__(kWarp* kWarpsPerBlock) mark_within_chunks(NmsWorkspace<T> work, T iou_threshold) {
     __shared__ WarpPairs<T> tiles[kWarpsPerBlock];
     WarpPairs<T>& pairs = tiles[threadIdx.x / kWarp];
-    const int lane = lane_index(), word = static_cast<int>(warp_index() % kTiles);
-    const int tile = static_cast<int>(warp_index() / kTiles % kTiles);
-    for (int64_t group = blockIdx.y; group < *work.num_groups; group += gridDim.y) {
-        const Chunk chunk = chunk_of(work, group, warp_index() / (kTiles * kTiles));
+    const int lane = lane_index();
+    const int64_t units = int64_t{work.counts->chunks} * kTiles * kTiles;
+    for (int64_t unit = warp_index(); unit < units; unit += warp_count()) {
+        const Chunk chunk = work.chunks[unit / (kTiles * kTiles)];
+        const int tile = static_cast<int>(unit / kTiles % kTiles), word = static_cast<int>(unit % kTiles);
         if (tile * kWarp >= chunk.size || word > tile) continue;
         const Box<T>* boxes = work.boxes + chunk.first;
         const int rows = load_tile(pairs.rows, boxes + tile * kWarp, chunk.size - tile * kWarp);
@@ -67,40 +81,34 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock) mark_within_chunks(NmsW
         unsigned near = pairs.near_rows(rows, columns, T(Rule::kReach));
         if (word == tile) near &= lane + 1 < kWarp ? ~0u << (lane + 1) : 0u;
         pairs.bits[lane] = 0;
-        const int count = pairs.enqueue(near);
-        for (int i = lane; i < count; i += kWarp) {
-            const int row = pairs.row_of(pairs.queue[i]), column = pairs.column_of(pairs.queue[i]);
-            if (suppresses<Rule>(pairs.columns[column], pairs.rows[row], iou_threshold))
-                atomicOr(&pairs.bits[row], 1u << column);
-        }
-        __syncwarp();
+        for_suppressed<Rule>(pairs, near, iou_threshold,
+                             [&](int row, int column) { atomicOr(&pairs.bits[row], 1u << column); });
         if (lane < rows) work.mask[chunk.mask_index(word, tile * kWarp + lane)] = pairs.bits[lane];
     }
 }
 
-// A warp compares 32 boxes of a chunk with a part of those kept before.
+// A warp compares 32 boxes of a chunk with a part of those kept before; the fewer the groups, the smaller the parts.
 template <class Rule, typename T>
 __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
     remove_by_kept(NmsWorkspace<T> work, int64_t number, T iou_threshold, int64_t post_max) {
     __shared__ WarpPairs<T> tiles[kWarpsPerBlock];
     WarpPairs<T>& pairs = tiles[threadIdx.x / kWarp];
-    const int lane = lane_index(), tile = static_cast<int>(warp_index() % kTiles);
-    for (int64_t group = blockIdx.y; group < *work.num_groups; group += gridDim.y) {
-        const Chunk chunk = chunk_of(work, group, number);
-        const int64_t num_kept = work.num_kept[group];
+    const int lane = lane_index();
+    const int64_t num_groups = work.counts->groups, parts = larger<int64_t>(1, kComparingWarps / kTiles / num_groups);
+    for (int64_t unit = warp_index(); unit < num_groups * kTiles * parts; unit += warp_count()) {
+        const int64_t group = unit / (kTiles * parts), part = unit / kTiles % parts, num_kept = work.num_kept[group];
+        const int tile = static_cast<int>(unit % kTiles);
+        const Chunk chunk = work.chunk_of(group, number);
         if (tile * kWarp >= chunk.size || num_kept >= post_max) continue;
-        const int rows = load_tile(pairs.rows, work.boxes + chunk.first + tile * kWarp, chunk.size - tile * kWarp);
+        const Box<T>*boxes = work.boxes + chunk.first + tile * kWarp, *kept = work.kept + work.starts[group];
+        const int rows = load_tile(pairs.rows, boxes, chunk.size - tile * kWarp);
         unsigned waiting = rows < kWarp ? (1u << rows) - 1 : ~0u;
         if (lane == 0) pairs.bits[0] = 0;
-        for (int64_t first = warp_index() / kTiles * kWarp; first < num_kept && waiting != 0; first += kSplits * kWarp) {
-            const int columns = load_tile(pairs.columns, work.kept + work.starts[group] + first, num_kept - first);
-            const int count = pairs.enqueue(pairs.near_rows(rows, columns, T(Rule::kReach)) & waiting);
-            for (int i = lane; i < count; i += kWarp) {
-                const int row = pairs.row_of(pairs.queue[i]), column = pairs.column_of(pairs.queue[i]);
-                if (suppresses<Rule>(pairs.columns[column], pairs.rows[row], iou_threshold))
-                    atomicOr(&pairs.bits[0], 1u << row);
-            }
-            __syncwarp();
+        for (int64_t first = part * kWarp; first < num_kept && waiting != 0; first += parts * kWarp) {
+            const int columns = load_tile(pairs.columns, kept + first, num_kept - first);
+            const unsigned near = pairs.near_rows(rows, columns, T(Rule::kReach)) & waiting;
+            for_suppressed<Rule>(pairs, near, iou_threshold,
+                                 [&](int row, int) { atomicOr(&pairs.bits[0], 1u << row); });
             waiting &= ~pairs.bits[0];
         }
         if (lane < rows && !(waiting >> lane & 1)) work.removed[chunk.first + tile * kWarp + lane] = true;
@@ -123,14 +131,15 @@ __device__ inline unsigned settle_warp(unsigned suppressors, bool is_gone) {
 
 // A block settles a chunk of its group: warp after warp, each telling the later ones what it keeps.
 template <typename T>
-__global__ void __launch_bounds__(kChunk) settle_chunk(NmsWorkspace<T> work, int64_t number, int64_t post_max, bool* stays) {
+__global__ void __launch_bounds__(kChunk)
+    settle_chunk(NmsWorkspace<T> work, int64_t number, int64_t post_max, bool* stays) {
     __shared__ unsigned words[kTiles];
     const int row = static_cast<int>(threadIdx.x), warp = row / kWarp, lane = lane_index();
-    for (int64_t group = blockIdx.x; group < *work.num_groups; group += gridDim.x) {
-        const Chunk chunk = chunk_of(work, group, number);
+    for (int64_t group = blockIdx.x; group < work.counts->groups; group += gridDim.x) {
+        const Chunk chunk = work.chunk_of(group, number);
         const int64_t kept_before = work.num_kept[group];
         if (chunk.size == 0 || kept_before >= post_max) continue;
-        const int num_words = (chunk.size + kWarp - 1) / kWarp;
+        const int num_words = static_cast<int>((chunk.size + kWarp - 1) / kWarp);
         bool is_gone = row >= chunk.size || work.removed[chunk.first + row];
         unsigned ahead = row < chunk.size ? work.mask[chunk.mask_index(0, row)] : 0;
         for (int word = 0; word < num_words; ++word) {
@@ -165,22 +174,17 @@ void run(const T* boxes, const int64_t* groups, int64_t count, const NmsRule& ru
          bool* stays, cudaStream_t stream) {
     const T threshold = static_cast<T>(rule.iou_threshold);
     const int64_t num_chunks = (smaller(count, rule.pre_max) + kChunk - 1) / kChunk;
-    const auto grid = [&](int64_t warps) {
-        dim3 blocks = blocks_for_warps(warps);
-        blocks.y = static_cast<unsigned>(groups == nullptr ? 1 : smaller(count, kGroupsAtOnce));
-        return blocks;
-    };
-    const dim3 pair_threads(kWarp * kWarpsPerBlock);
-    const dim3 settlers(static_cast<unsigned>(groups == nullptr ? 1 : smaller(count, kSettledAtOnce)));
-    cudaMemsetAsync(work.num_groups, 0, sizeof(int), stream);
+    const int64_t most_chunks = groups == nullptr ? num_chunks : count;
+    const dim3 marking = blocks_for_warps(smaller<int64_t>(most_chunks * kTiles * kTiles, kMostWarps));
+    const dim3 comparing = blocks_for_warps(kComparingWarps), warps(kWarp * kWarpsPerBlock);
+    const dim3 settling(static_cast<unsigned>(groups == nullptr ? 1 : smaller(count, kSettlingBlocks)));
+    cudaMemsetAsync(work.counts, 0, sizeof(NmsCounts), stream);
     launch(prepare<T>, blocks_for(count), dim3(kThreads), stream, boxes, groups, count, rule.axis_aligned, rule.pre_max,
            work, stays);
-    launch(mark_within_chunks<Rule, T>, grid(num_chunks * kTiles * kTiles), pair_threads, stream, work, threshold);
+    launch(mark_within_chunks<Rule, T>, marking, warps, stream, work, threshold);
     for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
-        if (chunk > 0)
-            launch(remove_by_kept<Rule, T>, grid(kTiles * kSplits), pair_threads, stream, work, chunk, threshold,
-                   rule.post_max);
-        launch(settle_chunk<T>, settlers, dim3(kChunk), stream, work, chunk, rule.post_max, stays);
+        if (chunk > 0) launch(remove_by_kept<Rule, T>, comparing, warps, stream, work, chunk, threshold, rule.post_max);
+        launch(settle_chunk<T>, settling, dim3(kChunk), stream, work, chunk, rule.post_max, stays);
     }
 }
 

@@ -1,5 +1,5 @@
-// Pairs of boxes, 32 by 32, for a warp: all are tested for being near, one column a lane; only those that are get into a
-// queue, so that the costly comparison of the few runs in full warps. Only .cu files include this.
+// Pairs of boxes, 32 by 32, for a warp: all are tested for being near, one column a lane; only those that are get into
+// a queue, so that the costly comparison of the few runs in full warps. Only .cu files include this.
 #pragma once
 
 #include "box.h"
@@ -13,8 +13,9 @@ constexpr unsigned kAllLanes = ~0u;
 
 __device__ inline int lane_index() { return threadIdx.x % kWarp; }
 
-// The warp's own number in a grid of x blocks, and how many of them there are.
+// The warp's own number in its grid, and how many there are.
 __device__ inline int64_t warp_index() { return thread_index() / kWarp; }
+__device__ inline int64_t warp_count() { return int64_t{gridDim.x} * blockDim.x / kWarp; }
 
 inline dim3 blocks_for_warps(int64_t warps) {
     return dim3(static_cast<unsigned>((warps + kWarpsPerBlock - 1) / kWarpsPerBlock));

@@ -46,11 +46,11 @@ struct WithMargin {
     }
 };
 
-// Length that two intervals share, given by centres and half lengths.
+// Length that two intervals share, given by centres and half lengths; the same in either order.
 template <typename T>
 CAKDP_HOST_DEVICE inline T shared_length(T center1, T half1, T center2, T half2) {
-    const T offset = center2 - center1;
-    return larger(smaller(half1, offset + half2) - larger(-half1, offset - half2), T(0));
+    const T apart = magnitude(center2 - center1);
+    return larger(smaller(half1 + half2 - apart, 2 * smaller(half1, half2)), T(0));
 }
 
 // The true overlap of boxes along the axes.

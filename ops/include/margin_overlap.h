@@ -1,7 +1,7 @@
-// Overlap area of two rotated rectangles by a rule with a margin of 1 cm, which many published figures were obtained with:
-// the vertices of the overlap are the points where edges cross, and every corner of one rectangle that lies in the other
-// one enlarged by the margin on each side. They are taken in the order of their angles about their mean. The margin
-// makes the area too large, by more the smaller the rectangles are.
+// Overlap area of two rotated rectangles by a rule with a margin of 1 cm, which many published figures were obtained
+// with: the vertices of the overlap are the points where edges cross, and every corner of one rectangle that lies in
+// the other one enlarged by the margin on each side. They are taken in the order of their angles about their mean. The
+// margin makes the area too large, by more the smaller the rectangles are.
 #pragma once
 
 #include "rectangle_overlap.h"
@@ -54,7 +54,8 @@ struct Vertices {
             const Point<T> point = at[i];
             const T own = angle_rank(point.x - middle.x, point.y - middle.y);
             int place = i;
-            for (; place > 0 && rank[place - 1] > own; --place) rank[place] = rank[place - 1], at[place] = at[place - 1];
+            for (; place > 0 && rank[place - 1] > own; --place)
+                rank[place] = rank[place - 1], at[place] = at[place - 1];
             rank[place] = own;
             at[place] = point;
         }

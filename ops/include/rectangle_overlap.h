@@ -88,7 +88,8 @@ CAKDP_HOST_DEVICE inline bool comes_first(const Box<T>& a, const Box<T>& b) {
     if (a.x != b.x) return a.x < b.x;
     if (a.y != b.y) return a.y < b.y;
     if (a.cos != b.cos) return a.cos < b.cos;
-    return a.sin != b.sin ? a.sin < b.sin : a.half_x < b.half_x;
+    if (a.sin != b.sin) return a.sin < b.sin;
+    return a.half_x != b.half_x ? a.half_x < b.half_x : a.half_y < b.half_y;
 }
 
 // Area of the part of the frame's axis-aligned surroundings that both boxes span: never less than their overlap.

@@ -63,9 +63,8 @@ def _upright_iou(upright1: Tensor, upright2: Tensor) -> Tensor:
 
 
 def _shared_length(center1: Tensor, size1: Tensor, center2: Tensor, size2: Tensor) -> Tensor:
-    """Length that two intervals share, seen from the first one's centre; 0 unless both sizes are positive, finite."""
-    offset = center2 - center1
-    shared = torch.minimum(size1 / 2, offset + size2 / 2) - torch.maximum(-size1 / 2, offset - size2 / 2)
+    """Length that two intervals share, the same in either order; 0 unless both sizes are positive and finite."""
+    shared = torch.minimum((size1 + size2) / 2 - (center2 - center1).abs(), torch.minimum(size1, size2))
     are_sizes = (size1 > 0) & (size2 > 0) & size1.isfinite() & size2.isfinite()
     return torch.where(are_sizes, shared.clamp_(min=0), torch.zeros_like(shared))
 

@@ -111,7 +111,7 @@ def _comes_first(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """Order pairs by their own numbers, not by how they are given, so that overlaps are symmetric to the last bit."""
     first, is_tie = torch.zeros_like(boxes1[:, 0], dtype=torch.bool), torch.ones_like(boxes1[:, 0], dtype=torch.bool)
     diagonals = [boxes[:, 3:5].square().sum(1) for boxes in (boxes2, boxes1)]
-    for smaller, larger in (diagonals, *((boxes1[:, i], boxes2[:, i]) for i in (0, 1, 6, 3))):
+    for smaller, larger in (diagonals, *((boxes1[:, i], boxes2[:, i]) for i in (0, 1, 6, 3, 4))):
         first |= is_tie & (smaller < larger)
         is_tie &= smaller == larger
     return first

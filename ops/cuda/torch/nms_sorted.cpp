@@ -17,7 +17,8 @@ at::Tensor nms_sorted(const at::Tensor& boxes, const std::optional<at::Tensor>& 
     const CurrentStream stream(boxes);
     const int64_t count = boxes.size(0);
     if (count == 0) return at::empty({0}, boxes.options().dtype(at::kLong));
-    const NmsRule rule{iou_threshold, axis_aligned, compat, limit_or_all(pre_max, boxes), limit_or_all(post_max, boxes)};
+    const NmsRule rule{iou_threshold, axis_aligned, compat, limit_or_all(pre_max, boxes),
+                       limit_or_all(post_max, boxes)};
     const at::Tensor rows = boxes.contiguous(), ids = groups ? groups->contiguous() : at::Tensor();
     const int64_t* id = groups ? ids.const_data_ptr<int64_t>() : nullptr;
     at::Tensor stays = at::empty({count}, boxes.options().dtype(at::kBool));
