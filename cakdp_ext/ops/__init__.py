@@ -1,7 +1,7 @@
 """How boxes, points and voxels relate: each op runs natively where it is compiled, else in plain PyTorch."""
 
 from cakdp_ext.ops.boxes import box_corners, limit_period
-from cakdp_ext.ops.nms import nms
+from cakdp_ext.ops.nms import nms, nms_in_frames
 from cakdp_ext.ops.overlap import (
     boxes_overlap_bev,
     boxes_overlap_bev_aligned,
@@ -25,6 +25,7 @@ __all__ = [
     "limit_period",
     "nearest_bev_iou",
     "nms",
+    "nms_in_frames",
     "points_in_boxes",
     "voxel_query",
 ]

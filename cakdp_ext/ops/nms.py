@@ -61,6 +61,46 @@ def nms(
     return order[kept.sort().values]
 
 
+@torch.no_grad()
+def nms_in_frames(
+    boxes: Tensor,
+    scores: Tensor,
+    candidates: Tensor,
+    iou_threshold: float,
+    *,
+    axis_aligned: bool = False,
+    pre_max: int | None = None,
+    post_max: int | None = None,
+    compat: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run :func:`nms` within each frame of a batch, all frames at once.
+
+    Args:
+        boxes: ``(B, A, 7)``, metres and radians.
+        scores: ``(B, A)``, same device.
+        candidates: ``(B, A)`` bool, the boxes that take part.
+        iou_threshold: in [0, 1].
+        axis_aligned: as there.
+        pre_max: as there, of each frame.
+        post_max: as there, of each frame.
+        compat: as there.
+
+    Returns:
+        Frame, row and rank of every box that stays, each ``(K,)`` int64: frame by frame, within one by descending
+        score, ranks counting from 0; ``(0,)`` where nothing stays.
+
+    Raises:
+        ValueError: as there.
+    """
+    frames, rows = candidates.nonzero(as_tuple=True)
+    settings = {"axis_aligned": axis_aligned, "pre_max": pre_max, "post_max": post_max, "compat": compat}
+    keep = nms(boxes[frames, rows], scores[frames, rows], iou_threshold, groups=frames, **settings)
+    keep = keep[frames[keep].argsort(stable=True)]
+    frames = frames[keep]
+    ranks = torch.arange(len(keep), device=keep.device) - torch.searchsorted(frames, frames)
+    return frames, rows[keep], ranks
+
+
 def _check_settings(iou_threshold: float, pre_max: int | None, post_max: int | None) -> None:
     if not 0 <= iou_threshold <= 1:
         raise ValueError(f"iou_threshold must lie in [0, 1], got {iou_threshold}")

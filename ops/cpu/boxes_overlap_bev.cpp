@@ -35,27 +35,28 @@ struct Circles {
     }
 
     // Writes which circles, a margin apart, meet the one around a box.
-    void mark_near(const Box<T>& box, T margin, unsigned char* near) const {
+    void mark_meeting(const Box<T>& box, T margin, unsigned char* meets) const {
         const T *xs = x.data(), *ys = y.data(), *radii = radius.data();
         const T own_x = box.x, own_y = box.y, own_radius = box.radius;
         const int64_t count = static_cast<int64_t>(x.size());
         for (int64_t j = 0; j < count; ++j) {
             const T east = xs[j] - own_x, north = ys[j] - own_y, reach = own_radius + radii[j] + margin;
-            near[j] = east * east + north * north <= reach * reach ? 1 : 0;
+            meets[j] = east * east + north * north <= reach * reach ? 1 : 0;
         }
     }
 };
 
 // Compares one box with all others whose circles meet its own; out holds zeros before.
 template <class Measure, typename T>
-void compare_row(const Box<T>& box, const std::vector<Box<T>>& others, const std::vector<unsigned char>& near, T* out) {
+void compare_row(const Box<T>& box, const std::vector<Box<T>>& others, const std::vector<unsigned char>& meets,
+                 T* out) {
     const int64_t count = static_cast<int64_t>(others.size());
     for (int64_t first = 0; first < count; first += kBytesAtOnce) {
         uint64_t any;
-        std::memcpy(&any, near.data() + first, sizeof any);
+        std::memcpy(&any, meets.data() + first, sizeof any);
         if (any == 0) continue;
         for (int64_t j = first; j < std::min(first + kBytesAtOnce, count); ++j)
-            if (near[j]) out[j] = Measure::of(box, others[j]);
+            if (meets[j]) out[j] = Measure::of(box, others[j]);
     }
 }
 
@@ -71,10 +72,10 @@ at::Tensor compare_pairwise(const at::Tensor& boxes1, const at::Tensor& boxes2) 
         scalar_t* out = measured.mutable_data_ptr<scalar_t>();
         const int64_t rows_per_task = std::max<int64_t>(1, kPairsPerTask / columns);
         at::parallel_for(0, rows, rows_per_task, [&](int64_t begin, int64_t end) {
-            std::vector<unsigned char> near(columns + kBytesAtOnce, 0);
+            std::vector<unsigned char> meets(columns + kBytesAtOnce, 0);
             for (int64_t i = begin; i < end; ++i) {
-                circles.mark_near(first[i], scalar_t(Measure::kReach), near.data());
-                compare_row<Measure>(first[i], second, near, out + i * columns);
+                circles.mark_meeting(first[i], scalar_t(Measure::kReach), meets.data());
+                compare_row<Measure>(first[i], second, meets, out + i * columns);
             }
         });
     });

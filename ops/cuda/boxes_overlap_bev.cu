@@ -21,12 +21,12 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
     if (lane < num_rows) pairs.rows[lane] = Measure::make(boxes1 + (first_row + lane) * kBoxNumbers);
     if (lane < num_columns) pairs.columns[lane] = Measure::make(boxes2 + (first_column + lane) * kBoxNumbers);
     __syncwarp();
-    const unsigned near = pairs.near_rows(num_rows, num_columns, T(Measure::kReach));
+    const unsigned meeting = pairs.meeting_rows(num_rows, num_columns, T(Measure::kReach));
     T* corner = out + first_row * columns + first_column;
     if (lane < num_columns)
         for (int r = 0; r < num_rows; ++r)
-            if (!(near >> r & 1)) corner[r * columns + lane] = 0;
-    const int count = pairs.enqueue(near);
+            if (!(meeting >> r & 1)) corner[r * columns + lane] = 0;
+    const int count = pairs.enqueue(meeting);
     for (int i = lane; i < count; i += kWarp) {
         const int row = pairs.row_of(pairs.queue[i]), column = pairs.column_of(pairs.queue[i]);
         corner[row * columns + column] = Measure::of(pairs.rows[row], pairs.columns[column]);

@@ -55,8 +55,8 @@ __device__ int load_tile(Box<T>* tile, const Box<T>* boxes, int64_t left) {
 
 // Calls found(row, column) for each pair, of those marked near, of which the column suppresses the row.
 template <class Rule, typename T, class Found>
-__device__ void for_suppressed(WarpPairs<T>& pairs, unsigned near, T iou_threshold, Found found) {
-    const int count = pairs.enqueue(near);
+__device__ void for_suppressed(WarpPairs<T>& pairs, unsigned meeting, T iou_threshold, Found found) {
+    const int count = pairs.enqueue(meeting);
     for (int i = lane_index(); i < count; i += kWarp) {
         const int row = pairs.row_of(pairs.queue[i]), column = pairs.column_of(pairs.queue[i]);
         if (suppresses<Rule>(pairs.columns[column], pairs.rows[row], iou_threshold)) found(row, column);
@@ -78,10 +78,10 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock) mark_within_chunks(NmsW
         const Box<T>* boxes = work.boxes + chunk.first;
         const int rows = load_tile(pairs.rows, boxes + tile * kWarp, chunk.size - tile * kWarp);
         const int columns = load_tile(pairs.columns, boxes + word * kWarp, chunk.size - word * kWarp);
-        unsigned near = pairs.near_rows(rows, columns, T(Rule::kReach));
-        if (word == tile) near &= lane + 1 < kWarp ? ~0u << (lane + 1) : 0u;
+        unsigned meeting = pairs.meeting_rows(rows, columns, T(Rule::kReach));
+        if (word == tile) meeting &= lane + 1 < kWarp ? ~0u << (lane + 1) : 0u;
         pairs.bits[lane] = 0;
-        for_suppressed<Rule>(pairs, near, iou_threshold,
+        for_suppressed<Rule>(pairs, meeting, iou_threshold,
                              [&](int row, int column) { atomicOr(&pairs.bits[row], 1u << column); });
         if (lane < rows) work.mask[chunk.mask_index(word, tile * kWarp + lane)] = pairs.bits[lane];
     }
@@ -106,8 +106,8 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
         if (lane == 0) pairs.bits[0] = 0;
         for (int64_t first = part * kWarp; first < num_kept && waiting != 0; first += parts * kWarp) {
             const int columns = load_tile(pairs.columns, kept + first, num_kept - first);
-            const unsigned near = pairs.near_rows(rows, columns, T(Rule::kReach)) & waiting;
-            for_suppressed<Rule>(pairs, near, iou_threshold,
+            const unsigned meeting = pairs.meeting_rows(rows, columns, T(Rule::kReach)) & waiting;
+            for_suppressed<Rule>(pairs, meeting, iou_threshold,
                                  [&](int row, int) { atomicOr(&pairs.bits[0], 1u << row); });
             waiting &= ~pairs.bits[0];
         }

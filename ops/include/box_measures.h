@@ -74,6 +74,12 @@ struct Upright {
     }
 };
 
+// Of two areas or volumes, the same in either order even where a product and a sum are rounded as one.
+template <typename T>
+CAKDP_HOST_DEVICE inline T sum_of(T a, T b) {
+    return larger(a, b) + smaller(a, b);
+}
+
 // A measure prepares boxes with make() and compares them with of(); boxes whose circles are farther apart than kReach
 // give 0.
 template <class Rule>
@@ -95,7 +101,7 @@ template <class Rule>
 struct IouBev : OverlapBev<Rule> {
     template <typename T>
     CAKDP_HOST_DEVICE static T of(const Box<T>& a, const Box<T>& b) {
-        return Rule::iou(Rule::overlap(a, b), a.area() + b.area());
+        return Rule::iou(Rule::overlap(a, b), sum_of(a.area(), b.area()));
     }
 };
 
@@ -106,7 +112,7 @@ struct Iou3d : OverlapBev<Rule> {
         const bool finite = is_finite(b.z - a.z) && is_finite(a.half_z) && is_finite(b.half_z);
         const bool solid = finite && a.half_z > 0 && b.half_z > 0;
         const T height = solid ? shared_length(a.z, a.half_z, b.z, b.half_z) : T(0);
-        return height > 0 ? Rule::iou(Rule::overlap(a, b) * height, a.volume() + b.volume()) : T(0);
+        return height > 0 ? Rule::iou(Rule::overlap(a, b) * height, sum_of(a.volume(), b.volume())) : T(0);
     }
 };
 

@@ -23,7 +23,7 @@ from cakdp_ext.ops.reference.margin import REACH, margin_overlap
 DENSE_LIMIT = 1 << 22
 """Entries of a distance matrix held at once."""
 
-PAIR_LIMIT = 1 << 17
+PAIR_LIMIT = 1 << 15
 """Pairs clipped at once."""
 
 
@@ -60,7 +60,7 @@ def for_near_pairs(
         return values
     for begin in range(0, len(boxes1), max(1, DENSE_LIMIT // len(boxes2))):
         rows = slice(begin, begin + max(1, DENSE_LIMIT // len(boxes2)))
-        near = _circles_meet(boxes1[rows], boxes2, REACH if compat else 0).nonzero()
+        near = _circles_meet(boxes1[rows, None], boxes2[None], REACH if compat else 0).nonzero()
         for pairs in near.split(PAIR_LIMIT):
             row, column = pairs.unbind(1)
             values[begin + row, column] = compare(boxes1[begin + row], boxes2[column])
@@ -78,6 +78,14 @@ def boxes_overlap_bev_aligned(boxes1: Tensor, boxes2: Tensor, compat: bool = Fal
     Returns:
         ``(N,)`` square metres.
     """
+    overlap = torch.zeros_like(boxes1[:, 0])
+    near = _circles_meet(boxes1, boxes2, REACH if compat else 0).nonzero().squeeze(1)
+    for rows in near.split(PAIR_LIMIT):
+        overlap[rows] = _overlap_of_near(boxes1[rows], boxes2[rows], compat)
+    return overlap
+
+
+def _overlap_of_near(boxes1: Tensor, boxes2: Tensor, compat: bool) -> Tensor:
     swap = _comes_first(boxes2, boxes1)[:, None]
     large, small = torch.where(swap, boxes2, boxes1), torch.where(swap, boxes1, boxes2)
     offset = small[:, :2] - large[:, :2]
@@ -85,26 +93,27 @@ def boxes_overlap_bev_aligned(boxes1: Tensor, boxes2: Tensor, compat: bool = Fal
     turn = small[:, 6] - large[:, 6]
     half_large, half_small = large[:, 3:5] / 2, small[:, 3:5] / 2
     if compat:
-        area = margin_overlap(center, turn, half_large, half_small)
-        apart = torch.linalg.vector_norm(offset, dim=1) > _radius(large) + _radius(small) + REACH
-    else:
-        area = _clipped_area(half_small, turn, -half_large - center, half_large - center).clamp(min=0)
-        area = torch.minimum(area, torch.minimum(large[:, 3] * large[:, 4], small[:, 3] * small[:, 4]))
-        apart = _separated(center, half_large, half_small, turn) | _separated(
-            _rotate(offset, -small[:, 6]), half_small, half_large, turn
-        )
-    usable = is_usable(boxes1) & is_usable(boxes2) & ~apart
-    return torch.where(usable, area, torch.zeros_like(area))
+        return margin_overlap(center, turn, half_large, half_small)
+    area = _clipped_area(half_small, turn, -half_large - center, half_large - center).clamp(min=0)
+    area = torch.minimum(area, torch.minimum(large[:, 3:5].prod(1), small[:, 3:5].prod(1)))
+    apart = _separated(center, half_large, half_small, turn) | _separated(
+        _rotate(offset, -small[:, 6]), half_small, half_large, turn
+    )
+    return torch.where(apart, 0, area)
 
 
-def is_usable(boxes: Tensor) -> Tensor:
-    """Tell which boxes ``(N, 7)`` are finite in the plane and have a positive size, ``(N,)`` bool."""
-    plane = boxes[:, [0, 1, 3, 4, 6]]
-    return plane.isfinite().all(1) & (boxes[:, 3:5] > 0).all(1)
+def _is_usable(boxes: Tensor) -> Tensor:
+    """Tell which boxes ``(..., 7)`` are finite in the plane and have a positive size."""
+    plane = boxes[..., [0, 1, 3, 4, 6]]
+    return plane.isfinite().all(-1) & (boxes[..., 3:5] > 0).all(-1)
 
 
-def _radius(boxes: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(boxes[:, 3:5], dim=1) / 2
+def _circles_meet(boxes1: Tensor, boxes2: Tensor, margin: float) -> Tensor:
+    """Tell which usable boxes ``(..., 7)``, broadcast, have circles around them that meet, the margin apart."""
+    radius1, radius2 = (torch.linalg.vector_norm(boxes[..., 3:5], dim=-1) / 2 for boxes in (boxes1, boxes2))
+    reach = radius1 + radius2 + margin
+    distance_squared = (boxes1[..., 0] - boxes2[..., 0]).square() + (boxes1[..., 1] - boxes2[..., 1]).square()
+    return (distance_squared <= reach * reach) & _is_usable(boxes1) & _is_usable(boxes2)
 
 
 def _comes_first(boxes1: Tensor, boxes2: Tensor) -> Tensor:
@@ -115,12 +124,6 @@ def _comes_first(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         first |= is_tie & (smaller < larger)
         is_tie &= smaller == larger
     return first
-
-
-def _circles_meet(boxes1: Tensor, boxes2: Tensor, margin: float) -> Tensor:
-    reach = _radius(boxes1)[:, None] + _radius(boxes2) + margin
-    distance_squared = (boxes1[:, None, 0] - boxes2[:, 0]).square() + (boxes1[:, None, 1] - boxes2[:, 1]).square()
-    return (distance_squared <= reach * reach) & is_usable(boxes1)[:, None] & is_usable(boxes2)
 
 
 def _rotate(vectors: Tensor, angle: Tensor) -> Tensor:
