@@ -89,8 +89,9 @@ def cases() -> list[Case]:
     """The table's rows."""
     generator = torch.Generator().manual_seed(0)
     anchors, truth = boxes_on_a_road(211_200, generator), boxes_on_a_road(40, generator)
-    proposals = crowded(4096, generator)
-    scores = torch.rand(4096, generator=generator)
+    proposals = crowded(16_384, generator)
+    scores = torch.rand(len(proposals), generator=generator)
+    frames = torch.arange(len(proposals)) % 4
     rows = [
         Case(
             "boxes_overlap_bev",
@@ -99,14 +100,11 @@ def cases() -> list[Case]:
             lambda: shapely_overlaps(proposals[:1000], proposals[1000:2000]),
         ),
         Case("iou_3d", "211,200 x 40", lambda: ops.iou_3d(anchors, truth), lambda: shapely_overlaps(anchors, truth)),
-        Case(
-            "iou_3d_aligned",
-            "4,096",
-            lambda: ops.iou_3d_aligned(proposals, proposals.roll(1, 0)),
-        ),
+        Case("iou_3d", "1,000 x 1,000", lambda: ops.iou_3d(proposals[:1000], proposals[1000:2000])),
+        Case("iou_3d_aligned", "4,096", lambda: ops.iou_3d_aligned(proposals[:4096], proposals[1:4097])),
         Case("nearest_bev_iou", "211,200 x 40", lambda: ops.nearest_bev_iou(anchors, truth)),
     ]
-    for count, threshold in ((2048, 0.7), (4096, 0.7), (4096, 0.1)):
+    for count, threshold in ((2048, 0.7), (4096, 0.7), (4096, 0.1), (9000, 0.7), (16_384, 0.7)):
         rows.append(
             Case(
                 f"nms at {threshold}",
@@ -114,7 +112,10 @@ def cases() -> list[Case]:
                 lambda n=count, t=threshold: ops.nms(proposals[:n], scores[:n], t),
             )
         )
-    rows.append(Case("nms, axis-aligned", "4,096", lambda: ops.nms(proposals, scores, 0.7, axis_aligned=True)))
+    near = (proposals[:4096], scores[:4096], 0.7)
+    rows.append(Case("nms, axis-aligned", "4,096", lambda: ops.nms(*near, axis_aligned=True)))
+    rows.append(Case("nms by OpenPCDet's rule", "4,096", lambda: ops.nms(*near, compat=True)))
+    rows.append(Case("nms of 4 frames", "16,384", lambda: ops.nms(proposals, scores, 0.7, groups=frames)))
     return rows + point_cases(truth, generator) + neighbour_cases(generator) + pooling_cases(generator)
 
 
@@ -257,7 +258,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.threads} thread(s), float32, native: {native.REASON or 'yes'}")
-    print(f"{'op':<20}{'size':<24}{'native ms':>12}{'reference ms':>14}{'other ms':>12}")
+    print(f"{'op':<24}{'size':<24}{'native ms':>12}{'reference ms':>14}{'other ms':>12}")
     for case in cases():
         other = case.other_run()
         columns = [
@@ -265,7 +266,7 @@ def main() -> None:
             f"{reference_milliseconds(case.run, args.repeats):.2f}",
             "-" if other is None else f"{milliseconds(other, 1):.2f}",
         ]
-        print(f"{case.op:<20}{case.size:<24}{columns[0]:>12}{columns[1]:>14}{columns[2]:>12}")
+        print(f"{case.op:<24}{case.size:<24}{columns[0]:>12}{columns[1]:>14}{columns[2]:>12}")
 
 
 if __name__ == "__main__":

@@ -38,9 +38,9 @@ class NMSConfig:
         if self.nms_type not in NMS_TYPES:
             raise ValueError(f"NMS_TYPE must be one of {', '.join(NMS_TYPES)}, got {self.nms_type!r}")
 
-    def keep(self, boxes: Tensor, scores: Tensor) -> Tensor:
-        """Give the indices ``(K,)`` that remain of ``boxes (N, 7)``, best first."""
-        run = partial(ops.nms, axis_aligned=NMS_TYPES[self.nms_type])
+    def keep(self, boxes: Tensor, scores: Tensor, groups: Tensor | None = None) -> Tensor:
+        """Give the indices ``(K,)`` that remain of ``boxes (N, 7)``, best first; see :func:`ops.nms`."""
+        run = partial(ops.nms, groups=groups, axis_aligned=NMS_TYPES[self.nms_type])
         return run(boxes, scores, self.nms_thresh, pre_max=self.nms_pre_maxsize, post_max=self.nms_post_maxsize)
 
 
@@ -104,19 +104,16 @@ def select(boxes: Tensor, scores: Tensor, keep: Tensor, config: PostProcessingCo
     Returns:
         What remains, best first.
     """
-    if config.nms_config.multi_classes_nms:
-        columns = [(column, torch.full_like(keep, label, dtype=torch.int64)) for label, column in enumerate(scores.T)]
-    else:
+    if not config.nms_config.multi_classes_nms:
         best, labels = scores.max(dim=1)
-        columns = [(best, labels)]
-    parts = [select_labelled(boxes, column, labels, keep, config) for column, labels in columns]
-    merged = Detections(
-        torch.cat([part.boxes for part in parts]),
-        torch.cat([part.scores for part in parts]),
-        torch.cat([part.labels for part in parts]),
-    )
-    order = merged.scores.argsort(descending=True, stable=True)
-    return Detections(merged.boxes[order], merged.scores[order], merged.labels[order])
+        return select_labelled(boxes, best, labels, keep, config)
+    passes = keep[:, None].expand_as(scores)
+    if config.score_thresh is not None:
+        passes = passes & (scores >= config.score_thresh)
+    rows, labels = passes.nonzero(as_tuple=True)
+    chosen = config.nms_config.keep(boxes[rows], scores[rows, labels], labels)
+    rows, labels = rows[chosen], labels[chosen]
+    return Detections(boxes[rows], scores[rows, labels], labels)
 
 
 def select_labelled(

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from cakdp_ext import ops
 from cakdp_ext.distillation.config import DistillConfig
@@ -51,24 +50,19 @@ def select_representatives(predictions: DensePredictions, config: DistillConfig)
     check_finite(logits, "the student's class logits", "lower the learning rate, or look for a bad frame or batch norm")
     best = logits.max(dim=2)
     scores = best.values.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
-    kept = [_select_frame(*frame, config) for frame in zip(predictions.boxes.detach(), scores, strict=True)]
-    indices = pad_sequence(kept, batch_first=True)
-    counts = torch.tensor([len(keep) for keep in kept], device=indices.device)
-    valid = torch.arange(indices.shape[1], device=indices.device) < counts[:, None]
-    labels = best.indices.gather(1, indices).masked_fill(~valid, 0)
-    return Representatives(indices, labels, valid)
-
-
-def _select_frame(boxes: Tensor, scores: Tensor, config: DistillConfig) -> Tensor:
-    candidates = (scores > config.score_thresh).nonzero().squeeze(1)
-    keep = ops.nms(
-        boxes[candidates],
-        scores[candidates],
+    frames, rows, ranks = ops.nms_in_frames(
+        predictions.boxes.detach(),
+        scores,
+        scores > config.score_thresh,
         config.nms_thresh,
         pre_max=config.nms_pre_maxsize,
         post_max=config.nms_post_maxsize,
     )
-    return candidates[keep]
+    most = int(ranks.max()) + 1 if len(ranks) else 0
+    indices = best.indices.new_zeros(len(scores), most)
+    labels, valid = torch.zeros_like(indices), torch.zeros_like(indices, dtype=torch.bool)
+    indices[frames, ranks], labels[frames, ranks], valid[frames, ranks] = rows, best.indices[frames, rows], True
+    return Representatives(indices, labels, valid)
 
 
 def check_finite(values: Tensor, name: str, advice: str) -> None:

@@ -95,13 +95,12 @@ def box_overlaps(ground_truth: LabelledObjects, detections: ScoredObjects) -> di
     """
     bev, volume = [], []
     for truth, found in _same_frame_pairs(ground_truth, detections, ground_truth.names != DONT_CARE):
-        near = _circles_meet(ground_truth.boxes[truth], detections.boxes[found])
-        truth, found = truth[near], found[near]
-        boxes1, boxes2 = ground_truth.boxes[truth], detections.boxes[found]
-        area = ops.boxes_overlap_bev_aligned(torch.from_numpy(boxes1), torch.from_numpy(boxes2)).numpy()
-        bev.append(_overlapping(truth, found, area, (boxes1[:, 3:5].prod(1), boxes2[:, 3:5].prod(1))))
-        shared = area * _shared_height(boxes1, boxes2)
-        volume.append(_overlapping(truth, found, shared, (boxes1[:, 3:6].prod(1), boxes2[:, 3:6].prod(1))))
+        boxes1, boxes2 = torch.from_numpy(ground_truth.boxes), torch.from_numpy(detections.boxes)
+        for parts, iou_of in ((bev, ops.iou_bev_aligned), (volume, ops.iou_3d_aligned)):
+            iou = iou_of(boxes1[truth], boxes2[found]).numpy()
+            hit = np.flatnonzero(iou)
+            truth, found = truth[hit], found[hit]
+            parts.append((truth, found, iou[hit]))
     return {"bev": _collect(bev), "3d": _collect(volume)}
 
 
@@ -127,25 +126,6 @@ def _image_intersection(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
 
 def _image_area(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-
-
-def _circles_meet(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
-    """Tell which aligned boxes are near enough for their footprints to meet, ``(P,)`` bool."""
-    reach = (np.hypot(boxes1[:, 3], boxes1[:, 4]) + np.hypot(boxes2[:, 3], boxes2[:, 4])) / 2
-    return np.hypot(boxes1[:, 0] - boxes2[:, 0], boxes1[:, 1] - boxes2[:, 1]) <= reach
-
-
-def _shared_height(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
-    low = np.maximum(boxes1[:, 2] - boxes1[:, 5] / 2, boxes2[:, 2] - boxes2[:, 5] / 2)
-    high = np.minimum(boxes1[:, 2] + boxes1[:, 5] / 2, boxes2[:, 2] + boxes2[:, 5] / 2)
-    return np.clip(high - low, 0, None)
-
-
-def _overlapping(
-    truth: np.ndarray, found: np.ndarray, shared: np.ndarray, sizes: tuple[np.ndarray, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    hit = np.flatnonzero(shared > 0)
-    return truth[hit], found[hit], shared[hit] / (sizes[0][hit] + sizes[1][hit] - shared[hit])
 
 
 def _collect(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> PairOverlaps:

@@ -6,13 +6,14 @@ from cakdp_ext.ops.cells import Cells, group_by_cell, pool_cells
 from cakdp_ext.ops.grouping import group_points
 from cakdp_ext.ops.interpolation import three_interpolate, three_nn
 from cakdp_ext.ops.neighbors import Neighbors, local_neighbors, local_three_nn, neighbors_in_boxes
-from cakdp_ext.ops.nms import nms
+from cakdp_ext.ops.nms import nms, nms_in_frames
 from cakdp_ext.ops.overlap import (
     boxes_overlap_bev,
     boxes_overlap_bev_aligned,
     iou_3d,
     iou_3d_aligned,
     iou_bev,
+    iou_bev_aligned,
     nearest_bev_iou,
 )
 from cakdp_ext.ops.points import points_in_boxes
@@ -35,12 +36,14 @@ __all__ = [
     "iou_3d",
     "iou_3d_aligned",
     "iou_bev",
+    "iou_bev_aligned",
     "limit_period",
     "local_neighbors",
     "local_three_nn",
     "nearest_bev_iou",
     "neighbors_in_boxes",
     "nms",
+    "nms_in_frames",
     "points_in_boxes",
     "pool_cells",
     "roiaware_cells",

@@ -8,8 +8,10 @@ from torch import Tensor
 
 def register() -> None:
     """Register a fake kernel for every native op; the extension must be loaded."""
-    torch.library.register_fake("cakdp::boxes_overlap_bev", _pairwise)
-    torch.library.register_fake("cakdp::boxes_overlap_bev_aligned", _one_to_one)
+    for name in ("boxes_overlap_bev", "boxes_iou_bev", "boxes_iou_3d"):
+        torch.library.register_fake(f"cakdp::{name}", _pairwise)
+        torch.library.register_fake(f"cakdp::{name}_aligned", _one_to_one)
+    torch.library.register_fake("cakdp::nearest_bev_iou", _pairwise)
     torch.library.register_fake("cakdp::nms_sorted", _kept)
     torch.library.register_fake("cakdp::points_in_boxes", _holders)
     torch.library.register_fake("cakdp::voxel_query", _neighbours)
@@ -30,15 +32,23 @@ def register() -> None:
     torch.library.register_fake("cakdp::pool_cells_max_backward", _pool_cells_max_backward)
 
 
-def _pairwise(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+def _pairwise(boxes1: Tensor, boxes2: Tensor, compat: bool = False) -> Tensor:
     return boxes1.new_empty(boxes1.shape[0], boxes2.shape[0])
 
 
-def _one_to_one(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+def _one_to_one(boxes1: Tensor, boxes2: Tensor, compat: bool = False) -> Tensor:
     return boxes1.new_empty(boxes1.shape[0])
 
 
-def _kept(boxes: Tensor, iou_threshold: float, axis_aligned: bool, post_max: int) -> Tensor:
+def _kept(
+    boxes: Tensor,
+    groups: Tensor | None,
+    iou_threshold: float,
+    axis_aligned: bool = False,
+    compat: bool = False,
+    pre_max: int = -1,
+    post_max: int = -1,
+) -> Tensor:
     num_kept = torch.library.get_ctx().new_dynamic_size()
     return boxes.new_empty(num_kept, dtype=torch.int64)
 

@@ -20,6 +20,11 @@ HOW_TO_BUILD = "pip install --no-build-isolation -e . (with a C++ compiler)"
 NAMES = (
     "boxes_overlap_bev",
     "boxes_overlap_bev_aligned",
+    "boxes_iou_bev",
+    "boxes_iou_bev_aligned",
+    "boxes_iou_3d",
+    "boxes_iou_3d_aligned",
+    "nearest_bev_iou",
     "nms_sorted",
     "points_in_boxes",
     "voxel_query",

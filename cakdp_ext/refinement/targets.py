@@ -34,10 +34,8 @@ def anchor_iou_targets(anchors: Tensor, gt_boxes: Tensor, gt_labels: Tensor, num
     gt_boxes, gt_labels = _without_padding(gt_boxes, gt_labels, num_classes)
     targets = anchors.new_zeros((anchors.shape[0], num_classes))
     for start, stop in _chunks(anchors.shape[0], gt_boxes.shape[0]):
-        near = _within_reach(anchors[start:stop], gt_boxes).any(dim=1).nonzero().squeeze(1)
-        if near.numel():
-            best = ops.nearest_bev_iou(anchors[start + near], gt_boxes.to(anchors.dtype)).max(dim=1)
-            targets[start + near, gt_labels[best.indices]] = best.values
+        best = ops.nearest_bev_iou(anchors[start:stop], gt_boxes.to(anchors.dtype)).max(dim=1)
+        targets[start:stop].scatter_(1, gt_labels[best.indices][:, None], best.values[:, None])
     return targets
 
 
@@ -64,13 +62,11 @@ def decoded_iou_targets(boxes: Tensor, gt_boxes: Tensor, gt_labels: Tensor, num_
     """
     gt_boxes, gt_labels = _without_padding(gt_boxes, gt_labels, num_classes)
     boxes = boxes.to(gt_boxes.dtype)
-    targets = boxes.new_zeros(boxes.shape[0] * num_classes)
+    targets = boxes.new_zeros((boxes.shape[0], num_classes))
     for start, stop in _chunks(boxes.shape[0], gt_boxes.shape[0]):
-        box_index, gt_index = _within_reach(boxes[start:stop], gt_boxes).nonzero(as_tuple=True)
-        iou = ops.iou_3d_aligned(boxes[start + box_index], gt_boxes[gt_index])
-        channel = (start + box_index) * num_classes + gt_labels[gt_index]
-        targets.scatter_reduce_(0, channel, iou, reduce="amax")
-    return targets.view(-1, num_classes)
+        iou = ops.iou_3d(boxes[start:stop], gt_boxes)
+        targets[start:stop].scatter_reduce_(1, gt_labels.expand_as(iou), iou, reduce="amax")
+    return targets
 
 
 def _without_padding(gt_boxes: Tensor, gt_labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -90,14 +86,3 @@ def _chunks(num_boxes: int, num_gt: int) -> list[tuple[int, int]]:
         return []
     size = max(MAX_PAIRS // num_gt, 1)
     return [(start, min(start + size, num_boxes)) for start in range(0, num_boxes, size)]
-
-
-def _within_reach(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
-    """Tell which pairs ``(N, M)`` can overlap at all: centres no farther apart in x and y than the half diagonals."""
-    reach = _half_diagonal(boxes)[:, None] + _half_diagonal(gt_boxes)
-    near_x = (boxes[:, None, 0] - gt_boxes[:, 0]).abs() <= reach
-    return near_x & ((boxes[:, None, 1] - gt_boxes[:, 1]).abs() <= reach)
-
-
-def _half_diagonal(boxes: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(boxes[:, 3:5], dim=1) / 2

@@ -39,14 +39,6 @@ CAKDP_HOST_DEVICE inline Pose<T> relative_pose(const Box<T>& frame, const Box<T>
             frame.cos * box.sin - frame.sin * box.cos};
 }
 
-// Whether one of the frame's axes separates it from the box; touching counts as separated.
-template <typename T>
-CAKDP_HOST_DEVICE inline bool separated(const Box<T>& frame, const Box<T>& box, const Pose<T>& pose) {
-    const T cos = magnitude(pose.cos), sin = magnitude(pose.sin);
-    return magnitude(pose.center.x) >= frame.half_x + box.half_x * cos + box.half_y * sin ||
-           magnitude(pose.center.y) >= frame.half_y + box.half_x * sin + box.half_y * cos;
-}
-
 // Mean of clamp(y, low, high) for y running evenly from begin to end: three straight pieces.
 template <typename T>
 CAKDP_HOST_DEVICE inline T mean_clamped(T begin, T end, T low, T high) {
@@ -82,26 +74,55 @@ CAKDP_HOST_DEVICE inline T clipped_area(const Box<T>& box, const Pose<T>& pose, 
              edge_integral(rear_right, front_right, bounds) + edge_integral(front_right, front_left, bounds));
 }
 
+// Whether the circles around two boxes, the margin apart, meet; never for a box that cannot overlap anything.
 template <typename T>
-CAKDP_HOST_DEVICE inline bool circles_meet(const Box<T>& a, const Box<T>& b) {
-    const T east = b.x - a.x, north = b.y - a.y, reach = a.radius + b.radius;
+CAKDP_HOST_DEVICE inline bool circles_meet(const Box<T>& a, const Box<T>& b, T margin = 0) {
+    const T east = b.x - a.x, north = b.y - a.y, reach = a.radius + b.radius + margin;
     return east * east + north * north <= reach * reach;
 }
 
-// Overlap area in square metres; 0 unless both boxes have_area().
+// An order of boxes that does not depend on how they are given, so that overlaps are symmetric to the last bit.
 template <typename T>
-CAKDP_HOST_DEVICE inline T rectangle_overlap(const Box<T>& a, const Box<T>& b) {
-    if (!circles_meet(a, b) || !a.has_area() || !b.has_area()) return 0;
-    const bool swap = a.radius < b.radius;
-    const Box<T>& large = swap ? b : a;
-    const Box<T>& small = swap ? a : b;
-    const Pose<T> pose = relative_pose(large, small);
-    if (separated(large, small, pose) || separated(small, large, relative_pose(small, large))) return 0;
+CAKDP_HOST_DEVICE inline bool comes_first(const Box<T>& a, const Box<T>& b) {
+    if (a.radius != b.radius) return a.radius > b.radius;
+    if (a.x != b.x) return a.x < b.x;
+    if (a.y != b.y) return a.y < b.y;
+    if (a.cos != b.cos) return a.cos < b.cos;
+    if (a.sin != b.sin) return a.sin < b.sin;
+    return a.half_x != b.half_x ? a.half_x < b.half_x : a.half_y < b.half_y;
+}
+
+// Area of the part of the frame's axis-aligned surroundings that both boxes span: never less than their overlap.
+template <typename T>
+CAKDP_HOST_DEVICE inline T common_span(const Box<T>& frame, const Box<T>& box, const Pose<T>& pose) {
+    const T cos = magnitude(pose.cos), sin = magnitude(pose.sin);
+    const T reach_x = box.half_x * cos + box.half_y * sin, reach_y = box.half_x * sin + box.half_y * cos;
+    const T x = smaller(frame.half_x, pose.center.x + reach_x) - larger(-frame.half_x, pose.center.x - reach_x);
+    const T y = smaller(frame.half_y, pose.center.y + reach_y) - larger(-frame.half_y, pose.center.y - reach_y);
+    return larger(x, T(0)) * larger(y, T(0));
+}
+
+template <typename T>
+CAKDP_HOST_DEVICE inline T overlap_in_frame(const Box<T>& large, const Box<T>& small, const Pose<T>& pose) {
     const T limit = small.radius;
     const Bounds<T> bounds{
         clamped(-large.half_x - pose.center.x, -limit, limit), clamped(large.half_x - pose.center.x, -limit, limit),
         clamped(-large.half_y - pose.center.y, -limit, limit), clamped(large.half_y - pose.center.y, -limit, limit)};
-    return clamped(clipped_area(small, pose, bounds), T(0), smaller(a.area(), b.area()));
+    return clamped(clipped_area(small, pose, bounds), T(0), smaller(large.area(), small.area()));
+}
+
+// Overlap area in square metres; 0 unless both boxes have_area(), and where it cannot be larger than the least one of
+// interest.
+template <typename T>
+CAKDP_HOST_DEVICE inline T rectangle_overlap(const Box<T>& a, const Box<T>& b, T least = 0) {
+    if (!circles_meet(a, b)) return 0;
+    const bool swap = comes_first(b, a);
+    const Box<T>& large = swap ? b : a;
+    const Box<T>& small = swap ? a : b;
+    const Pose<T> pose = relative_pose(large, small);
+    if (!(common_span(large, small, pose) > least)) return 0;
+    if (!(common_span(small, large, relative_pose(small, large)) > least)) return 0;
+    return overlap_in_frame(large, small, pose);
 }
 
 }  // namespace cakdp

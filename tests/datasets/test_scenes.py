@@ -31,7 +31,7 @@ from cakdp_ext.datasets.scenes.labels import label_objects, occlusion_level
 from cakdp_ext.datasets.scenes.lidar import Lidar
 from cakdp_ext.datasets.scenes.scene import Ground, Part, Scene, SceneObject, placed_parts
 from cakdp_ext.datasets.scenes.shapes import column, cuboid, ellipsoid, extrusion, frustum, limb, yaw_matrix
-from cakdp_ext.datasets.scenes.street import rectangles_overlap
+from cakdp_ext.datasets.scenes.street import Footprints
 from cakdp_ext.datasets.scenes.traffic import MODELS
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -390,7 +390,7 @@ def test_no_two_objects_overlap():
     assert pairs > 500
 
 
-def test_rectangle_overlap_equals_shapely():
+def test_a_rectangle_is_free_where_it_overlaps_none_in_shapely():
     draw = rng()
     rectangles = np.column_stack(
         (draw.uniform(-4, 4, (300, 2)), draw.uniform(0.3, 5, (300, 2)), draw.uniform(-4, 4, 300))
@@ -399,9 +399,12 @@ def test_rectangle_overlap_equals_shapely():
     for x, y, length, width, heading in rectangles:
         flat = shapely_box(-length / 2, -width / 2, length / 2, width / 2)
         shapes.append(affinity.translate(affinity.rotate(flat, heading, (0, 0), use_radians=True), x, y))
-    for index in range(20):
-        expected = [shapes[index].intersection(other).area > 1e-9 for other in shapes]
-        assert rectangles_overlap(rectangles[index], rectangles).tolist() == expected
+    for wanted, shape in zip(rectangles[:20].tolist(), shapes, strict=False):
+        for (x, y, *size, heading), other in zip(rectangles.tolist(), shapes, strict=True):
+            footprints = Footprints()
+            assert footprints.take(x, y, size, heading)
+            is_free = footprints.take(wanted[0], wanted[1], wanted[2:4], wanted[4], margin=0)
+            assert is_free == (shape.intersection(other).area < 1e-9)
 
 
 # Files

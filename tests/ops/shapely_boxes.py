@@ -48,11 +48,16 @@ def shapely_iou_bev(boxes1, boxes2):
     return overlap / (area1[:, None] + area2 - overlap)
 
 
+def shared_height(boxes1, boxes2):
+    """Of boxes (..., 7) that broadcast."""
+    top = torch.minimum(boxes1[..., 2] + boxes1[..., 5] / 2, boxes2[..., 2] + boxes2[..., 5] / 2)
+    bottom = torch.maximum(boxes1[..., 2] - boxes1[..., 5] / 2, boxes2[..., 2] - boxes2[..., 5] / 2)
+    return (top - bottom).clamp(min=0)
+
+
 def shapely_iou_3d(boxes1, boxes2):
     first, second = boxes1.double().cpu(), boxes2.double().cpu()
-    top = torch.minimum((first[:, 2] + first[:, 5] / 2)[:, None], second[:, 2] + second[:, 5] / 2)
-    bottom = torch.maximum((first[:, 2] - first[:, 5] / 2)[:, None], second[:, 2] - second[:, 5] / 2)
-    overlap = shapely_overlap(boxes1, boxes2) * (top - bottom).clamp(min=0)
+    overlap = shapely_overlap(boxes1, boxes2) * shared_height(first[:, None], second)
     return overlap / (first[:, 3:6].prod(1)[:, None] + second[:, 3:6].prod(1) - overlap)
 
 

@@ -40,7 +40,12 @@ def arguments(device, dtype):
     return {
         "boxes_overlap_bev": (boxes, boxes[:4]),
         "boxes_overlap_bev_aligned": (boxes, boxes.flip(0)),
-        "nms_sorted": (boxes, 0.1, False, -1),
+        "boxes_iou_bev": (boxes, boxes[:4], True),
+        "boxes_iou_bev_aligned": (boxes, boxes.flip(0), True),
+        "boxes_iou_3d": (boxes, boxes[:4]),
+        "boxes_iou_3d_aligned": (boxes, boxes.flip(0)),
+        "nearest_bev_iou": (boxes, boxes[:4]),
+        "nms_sorted": (boxes, torch.arange(6, device=device) // 4, 0.1),
         "points_in_boxes": (boxes[None, :, :3].contiguous(), boxes[None]),
         "voxel_query": (coords, xyz, coords, xyz, [3, 3, 3], 1, [1, 1, 1], 2.0, 4),
         "farthest_point_sampling": (xyz, one, [3]),
@@ -75,27 +80,30 @@ def test_every_native_op_is_checked():
     assert registered == set(native.NAMES) == set(arguments("cpu", torch.float32))
 
 
+@pytest.mark.skipif(native.EXTENSION != "cakdp_ext._C", reason="kernels for a GPU, run on a processor, have no threads")
 @needs_native
 def test_number_of_threads_does_not_change_the_answer():
     boxes = jittered(random_boxes(20, 1, spread=60).repeat(2000, 1), 2, 0.05)
     before = torch.get_num_threads()
     answers = []
+    groups = torch.arange(len(boxes)) * 5 // len(boxes)
     try:
-        for threads in (1, 2):
+        for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            keep = torch.ops.cakdp.nms_sorted(boxes, 0.3, False, -1)
-            answers.append((keep, ops.boxes_overlap_bev(boxes[:300], boxes[:300])))
+            keep = [torch.ops.cakdp.nms_sorted(boxes, ids, 0.3) for ids in (None, groups)]
+            answers.append((*keep, ops.boxes_overlap_bev(boxes[:300], boxes[:300])))
     finally:
         torch.set_num_threads(before)
-    torch.testing.assert_close(answers[1], answers[0], atol=0, rtol=0)
+    for answer in answers[1:]:
+        torch.testing.assert_close(answer, answers[0], atol=0, rtol=0)
     assert 10 <= len(answers[0][0]) < 100
 
 
 @needs_native
 def test_native_and_reference_keep_the_same_of_a_thousand():
     boxes = jittered(random_boxes(200, 3, spread=120).repeat(5, 1), 4)
-    found = torch.ops.cakdp.nms_sorted(boxes, 0.3, False, -1)
-    torch.testing.assert_close(found, reference.nms_sorted(boxes, 0.3, False, -1))
+    found = torch.ops.cakdp.nms_sorted(boxes, None, 0.3)
+    torch.testing.assert_close(found, reference.nms_sorted(boxes, None, 0.3))
 
 
 @needs_native
@@ -104,7 +112,9 @@ def test_native_and_reference_keep_the_same_of_a_thousand():
     [
         (lambda o: o.boxes_overlap_bev(torch.zeros(2, 6), torch.zeros(2, 7)), r"boxes1 must have shape \[-1, 7\]"),
         (lambda o: o.boxes_overlap_bev_aligned(torch.zeros(2, 7), torch.zeros(3, 7)), "come in pairs, got 2 and 3"),
-        (lambda o: o.nms_sorted(torch.zeros(7), 0.5, False, -1), "boxes must have shape"),
+        (lambda o: o.nms_sorted(torch.zeros(7), None, 0.5), "boxes must have shape"),
+        (lambda o: o.nms_sorted(torch.zeros(2, 7), torch.zeros(3, dtype=torch.int64), 0.5), "groups must have shape"),
+        (lambda o: o.nms_sorted(torch.zeros(2, 7), torch.zeros(2), 0.5), "groups must be Long"),
         (lambda o: o.points_in_boxes(torch.zeros(1, 2, 3), torch.zeros(1, 2, 7).double()), "must share a dtype"),
         (lambda o: o.neighbors_in_boxes(torch.zeros(2, 3), ONE, torch.zeros(2, 7), ONE[:0], -1), "region_counts must"),
         (lambda o: o.neighbors_in_balls(torch.zeros(2, 2), ONE, torch.zeros(2, 3), ONE, 1.0, -1), "points must have"),

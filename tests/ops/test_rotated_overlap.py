@@ -16,12 +16,12 @@ from shapely_boxes import (
 )
 
 from cakdp_ext import ops
-from cakdp_ext.ops import overlap
+from cakdp_ext.ops.reference import iou as reference_iou
 from cakdp_ext.ops.reference import overlap as reference
 
 pytestmark = pytest.mark.usefixtures("implementation")
 PAIRWISE = [ops.boxes_overlap_bev, ops.iou_bev, ops.iou_3d, ops.nearest_bev_iou]
-ALIGNED = [ops.boxes_overlap_bev_aligned, ops.iou_3d_aligned]
+ALIGNED = [ops.boxes_overlap_bev_aligned, ops.iou_bev_aligned, ops.iou_3d_aligned]
 QUARTER = math.pi / 2
 HAND_MADE = {
     "identical": ((0, 0, 4, 2, 0.3), (0, 0, 4, 2, 0.3), 8),
@@ -93,10 +93,11 @@ def test_iou_bev_and_3d_are_shapelys(device, dtype):
 def test_aligned_iou_is_shapelys(device, dtype):
     boxes = random_boxes(50, 6)
     boxes1, boxes2 = boxes.to(device, dtype), jittered(boxes, 7).to(device, dtype)
-    wanted = shapely_iou_3d(boxes1, boxes2).diagonal()
-    found = ops.iou_3d_aligned(boxes1, boxes2).double().cpu()
-    torch.testing.assert_close(found, wanted, atol=1e-5 if dtype == torch.float32 else 1e-12, rtol=0)
-    assert (wanted > 0.1).double().mean() > 0.5
+    for op, oracle in ((ops.iou_bev_aligned, shapely_iou_bev), (ops.iou_3d_aligned, shapely_iou_3d)):
+        wanted = oracle(boxes1, boxes2).diagonal()
+        found = op(boxes1, boxes2).double().cpu()
+        torch.testing.assert_close(found, wanted, atol=1e-5 if dtype == torch.float32 else 1e-12, rtol=0)
+        assert (wanted > 0.1).double().mean() > 0.5
 
 
 def test_nearest_bev_iou_is_shapelys_of_boxes_on_the_nearest_axis(device, dtype):
@@ -126,8 +127,8 @@ def test_iou_far_from_origin(device, dtype):
 
 def test_overlap_is_symmetric(device, dtype):
     boxes1, boxes2 = random_boxes(40, 11).to(device, dtype), random_boxes(50, 12).to(device, dtype)
-    forth, back = ops.boxes_overlap_bev(boxes1, boxes2), ops.boxes_overlap_bev(boxes2, boxes1).T
-    torch.testing.assert_close(forth, back, atol=0, rtol=0)
+    for op in PAIRWISE:
+        torch.testing.assert_close(op(boxes1, boxes2), op(boxes2, boxes1).T, atol=0, rtol=0)
 
 
 def test_iou_with_itself_is_one(device, dtype):
@@ -135,6 +136,7 @@ def test_iou_with_itself_is_one(device, dtype):
     ones = torch.ones(200, dtype=dtype, device=device)
     for found in (
         ops.iou_bev(boxes, boxes).diagonal(),
+        ops.iou_bev_aligned(boxes, boxes),
         ops.iou_3d(boxes, boxes).diagonal(),
         ops.iou_3d_aligned(boxes, boxes),
     ):
@@ -179,6 +181,16 @@ def test_a_box_without_a_proper_size_overlaps_nothing(device, dtype, column, val
     assert ops.iou_3d_aligned(good, bad).item() == 0
 
 
+@pytest.mark.parametrize(("column", "value"), [(2, math.nan), (2, math.inf), (5, -1.0), (5, math.nan), (5, math.inf)])
+def test_a_box_without_proper_height_has_no_volume_iou(device, dtype, column, value):
+    good = as_box((0, 0, 4, 2, 0.3)).to(device, dtype)
+    bad = good.clone()
+    bad[0, column] = value
+    for op in (ops.iou_3d, ops.iou_3d_aligned):
+        assert [op(*pair).item() for pair in ((good, bad), (bad, good), (bad, bad))] == [0, 0, 0]
+    assert ops.iou_bev(good, bad).item() == pytest.approx(1)
+
+
 @pytest.mark.parametrize("column", [0, 1, 6])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_box_at_no_proper_place_overlaps_nothing(device, dtype, column, value):
@@ -200,9 +212,9 @@ def test_nearest_bev_iou_of_a_box_without_proper_size_or_place_is_zero(device, c
 
 def test_blocks_of_nearest_bev_iou_leave_no_seam(monkeypatch):
     boxes1, boxes2 = random_boxes(31, 29), random_boxes(30, 30)
-    whole = ops.nearest_bev_iou(boxes1, boxes2)
-    monkeypatch.setattr(overlap, "PAIR_LIMIT", 100)
-    torch.testing.assert_close(ops.nearest_bev_iou(boxes1, boxes2), whole, atol=0, rtol=0)
+    whole = reference_iou.nearest_bev_iou(boxes1, boxes2)
+    monkeypatch.setattr(reference_iou, "UPRIGHT_LIMIT", 100)
+    torch.testing.assert_close(reference_iou.nearest_bev_iou(boxes1, boxes2), whole, atol=0, rtol=0)
 
 
 def test_a_flat_box_has_a_plane_overlap_but_no_volume_iou(device):

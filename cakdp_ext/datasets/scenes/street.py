@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
+from cakdp_ext import ops
 from cakdp_ext.datasets.scenes.config import StreetConfig
 from cakdp_ext.datasets.scenes.shapes import Array
 
@@ -126,10 +128,10 @@ class Footprints:
     """Rectangles on the ground that are taken; no two of them overlap.
 
     Attributes:
-        taken: ``(x, y, length, width, heading)`` of each, metres and radians, LiDAR frame.
+        taken: ``(x, y, z, dx, dy, dz, heading)`` of each, metres and radians, LiDAR frame; z and dz mean nothing.
     """
 
-    taken: list[tuple[float, float, float, float, float]] = field(default_factory=list)
+    taken: list[tuple[float, ...]] = field(default_factory=list)
 
     def take(self, x: float, y: float, size: tuple[float, float], heading: float, margin: float = 0.15) -> bool:
         """Take a rectangle if it is free.
@@ -144,33 +146,9 @@ class Footprints:
         Returns:
             Whether it was free.
         """
-        wanted = np.array((x, y, size[0] + 2 * margin, size[1] + 2 * margin, heading))
-        if self.taken and bool(rectangles_overlap(wanted, np.array(self.taken)).any()):
+        wanted = torch.tensor([(x, y, 0, size[0] + 2 * margin, size[1] + 2 * margin, 1, heading)], dtype=torch.float64)
+        taken = torch.tensor(self.taken, dtype=torch.float64).view(-1, 7)
+        if ops.boxes_overlap_bev(wanted, taken).any():
             return False
-        self.taken.append((x, y, size[0], size[1], heading))
+        self.taken.append((x, y, 0, *size, 1, heading))
         return True
-
-
-def rectangles_overlap(rectangle: Array, others: Array) -> np.ndarray:
-    """Test one rectangle against many by the separating axis theorem.
-
-    Args:
-        rectangle: ``(5,)`` x, y, length, width, heading.
-        others: ``(N, 5)``.
-
-    Returns:
-        ``(N,)`` bool.
-    """
-    first = np.broadcast_to(rectangle, others.shape)
-    axes1, axes2 = _edge_directions(first), _edge_directions(others)
-    axes = np.concatenate((axes1, axes2), axis=1)
-    gap = np.abs(np.einsum("nad,nd->na", axes, others[:, :2] - first[:, :2]))
-    reach = np.zeros_like(gap)
-    for rectangles, edges in ((first, axes1), (others, axes2)):
-        reach += np.einsum("nae,ne->na", np.abs(np.einsum("nad,ned->nae", axes, edges)), rectangles[:, 2:4] / 2)
-    return (gap < reach).all(axis=1)
-
-
-def _edge_directions(rectangles: Array) -> Array:
-    c, s = np.cos(rectangles[:, 4]), np.sin(rectangles[:, 4])
-    return np.stack((np.stack((c, s), axis=1), np.stack((-s, c), axis=1)), axis=1)

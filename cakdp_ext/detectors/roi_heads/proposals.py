@@ -33,6 +33,8 @@ class Proposals:
 def propose(predictions: DensePredictions, config: ProposalConfig) -> Proposals:
     """Choose rois by class-agnostic NMS over the first stage's boxes; no gradient flows back.
 
+    Boxes are ranked by logits: the scores of clear cases are all 1 in float32.
+
     Args:
         predictions: of the first stage, B frames.
         config: thresholds and sizes; K is ``nms_post_maxsize``.
@@ -49,24 +51,17 @@ def propose(predictions: DensePredictions, config: ProposalConfig) -> Proposals:
         labels=labels.new_zeros(num_frames, size),
         is_valid=torch.zeros(num_frames, size, dtype=torch.bool, device=boxes.device),
     )
-    for frame in range(num_frames):
-        keep = _choose(boxes[frame], logits[frame], config)
-        padded.rois[frame, : len(keep)] = boxes[frame, keep, :7]
-        padded.scores[frame, : len(keep)] = logits[frame, keep].sigmoid()
-        padded.labels[frame, : len(keep)] = labels[frame, keep]
-        padded.is_valid[frame, : len(keep)] = True
-    return padded
-
-
-def _choose(boxes: Tensor, logits: Tensor, config: ProposalConfig) -> Tensor:
-    """Rank by logits: the scores of clear cases are all 1 in float32."""
-    candidates = (logits.sigmoid() >= config.score_thresh).nonzero().squeeze(1)
-    keep = ops.nms(
-        boxes[candidates],
-        logits[candidates],
+    frames, rows, ranks = ops.nms_in_frames(
+        boxes,
+        logits,
+        logits.sigmoid() >= config.score_thresh,
         config.nms_thresh,
         axis_aligned=config.is_axis_aligned,
         pre_max=config.nms_pre_maxsize,
-        post_max=config.nms_post_maxsize,
+        post_max=size,
     )
-    return candidates[keep]
+    padded.rois[frames, ranks] = boxes[frames, rows]
+    padded.scores[frames, ranks] = logits[frames, rows].sigmoid()
+    padded.labels[frames, ranks] = labels[frames, rows]
+    padded.is_valid[frames, ranks] = True
+    return padded

@@ -12,78 +12,118 @@ larger than half that diagonal, so that rounding stays relative to it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
+
+from cakdp_ext.ops.reference.margin import REACH, margin_overlap
 
 DENSE_LIMIT = 1 << 22
 """Entries of a distance matrix held at once."""
 
-PAIR_LIMIT = 1 << 17
+PAIR_LIMIT = 1 << 15
 """Pairs clipped at once."""
 
 
-def boxes_overlap_bev(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Pairwise overlap area, clipping only pairs whose circumscribed circles meet.
+def boxes_overlap_bev(boxes1: Tensor, boxes2: Tensor, compat: bool = False) -> Tensor:
+    """Pairwise overlap area.
 
     Args:
         boxes1: ``(N, 7)``.
         boxes2: ``(M, 7)``.
+        compat: by the rule with a margin.
 
     Returns:
         ``(N, M)`` square metres.
     """
-    overlap = boxes1.new_zeros(len(boxes1), len(boxes2))
-    if overlap.numel() == 0:
-        return overlap
+    return for_near_pairs(partial(boxes_overlap_bev_aligned, compat=compat), boxes1, boxes2, compat)
+
+
+def for_near_pairs(
+    compare: Callable[[Tensor, Tensor], Tensor], boxes1: Tensor, boxes2: Tensor, compat: bool = False
+) -> Tensor:
+    """Compare the pairs of boxes whose circumscribed circles meet.
+
+    Args:
+        compare: gives a number for each pair of aligned boxes.
+        boxes1: ``(N, 7)``.
+        boxes2: ``(M, 7)``.
+        compat: circles a margin apart meet too.
+
+    Returns:
+        ``(N, M)``, 0 for all other pairs.
+    """
+    values = boxes1.new_zeros(len(boxes1), len(boxes2))
+    if values.numel() == 0:
+        return values
     for begin in range(0, len(boxes1), max(1, DENSE_LIMIT // len(boxes2))):
         rows = slice(begin, begin + max(1, DENSE_LIMIT // len(boxes2)))
-        near = _circles_meet(boxes1[rows], boxes2).nonzero()
+        near = _circles_meet(boxes1[rows, None], boxes2[None], REACH if compat else 0).nonzero()
         for pairs in near.split(PAIR_LIMIT):
             row, column = pairs.unbind(1)
-            overlap[begin + row, column] = boxes_overlap_bev_aligned(boxes1[begin + row], boxes2[column])
-    return overlap
+            values[begin + row, column] = compare(boxes1[begin + row], boxes2[column])
+    return values
 
 
-def boxes_overlap_bev_aligned(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+def boxes_overlap_bev_aligned(boxes1: Tensor, boxes2: Tensor, compat: bool = False) -> Tensor:
     """Overlap area of each pair ``(boxes1[i], boxes2[i])``.
 
     Args:
         boxes1: ``(N, 7)``.
         boxes2: ``(N, 7)``.
+        compat: by the rule with a margin.
 
     Returns:
         ``(N,)`` square metres.
     """
-    area1, area2 = boxes1[:, 3] * boxes1[:, 4], boxes2[:, 3] * boxes2[:, 4]
-    swap = (_squared_diagonal(boxes1) < _squared_diagonal(boxes2))[:, None]
+    overlap = torch.zeros_like(boxes1[:, 0])
+    near = _circles_meet(boxes1, boxes2, REACH if compat else 0).nonzero().squeeze(1)
+    for rows in near.split(PAIR_LIMIT):
+        overlap[rows] = _overlap_of_near(boxes1[rows], boxes2[rows], compat)
+    return overlap
+
+
+def _overlap_of_near(boxes1: Tensor, boxes2: Tensor, compat: bool) -> Tensor:
+    swap = _comes_first(boxes2, boxes1)[:, None]
     large, small = torch.where(swap, boxes2, boxes1), torch.where(swap, boxes1, boxes2)
     offset = small[:, :2] - large[:, :2]
     center = _rotate(offset, -large[:, 6])
     turn = small[:, 6] - large[:, 6]
     half_large, half_small = large[:, 3:5] / 2, small[:, 3:5] / 2
+    if compat:
+        return margin_overlap(center, turn, half_large, half_small)
+    area = _clipped_area(half_small, turn, -half_large - center, half_large - center).clamp(min=0)
+    area = torch.minimum(area, torch.minimum(large[:, 3:5].prod(1), small[:, 3:5].prod(1)))
     apart = _separated(center, half_large, half_small, turn) | _separated(
         _rotate(offset, -small[:, 6]), half_small, half_large, turn
     )
-    area = _clipped_area(half_small, turn, -half_large - center, half_large - center)
-    area = torch.minimum(area.clamp(min=0), torch.minimum(area1, area2))
-    usable = _is_usable(boxes1) & _is_usable(boxes2) & ~apart
-    return torch.where(usable, area, torch.zeros_like(area))
-
-
-def _squared_diagonal(boxes: Tensor) -> Tensor:
-    return boxes[:, 3:5].square().sum(1)
+    return torch.where(apart, 0, area)
 
 
 def _is_usable(boxes: Tensor) -> Tensor:
-    """Tell which boxes are finite in the plane and have a positive size."""
-    plane = boxes[:, [0, 1, 3, 4, 6]]
-    return plane.isfinite().all(1) & (boxes[:, 3:5] > 0).all(1)
+    """Tell which boxes ``(..., 7)`` are finite in the plane and have a positive size."""
+    plane = boxes[..., [0, 1, 3, 4, 6]]
+    return plane.isfinite().all(-1) & (boxes[..., 3:5] > 0).all(-1)
 
 
-def _circles_meet(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    reach = torch.hypot(boxes1[:, 3], boxes1[:, 4])[:, None] / 2 + torch.hypot(boxes2[:, 3], boxes2[:, 4]) / 2
-    distance_squared = (boxes1[:, None, 0] - boxes2[:, 0]).square() + (boxes1[:, None, 1] - boxes2[:, 1]).square()
-    return (distance_squared <= reach * reach) & _is_usable(boxes1)[:, None] & _is_usable(boxes2)
+def _circles_meet(boxes1: Tensor, boxes2: Tensor, margin: float) -> Tensor:
+    """Tell which usable boxes ``(..., 7)``, broadcast, have circles around them that meet, the margin apart."""
+    radius1, radius2 = (torch.linalg.vector_norm(boxes[..., 3:5], dim=-1) / 2 for boxes in (boxes1, boxes2))
+    reach = radius1 + radius2 + margin
+    distance_squared = (boxes1[..., 0] - boxes2[..., 0]).square() + (boxes1[..., 1] - boxes2[..., 1]).square()
+    return (distance_squared <= reach * reach) & _is_usable(boxes1) & _is_usable(boxes2)
+
+
+def _comes_first(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Order pairs by their own numbers, not by how they are given, so that overlaps are symmetric to the last bit."""
+    first, is_tie = torch.zeros_like(boxes1[:, 0], dtype=torch.bool), torch.ones_like(boxes1[:, 0], dtype=torch.bool)
+    diagonals = [boxes[:, 3:5].square().sum(1) for boxes in (boxes2, boxes1)]
+    for smaller, larger in (diagonals, *((boxes1[:, i], boxes2[:, i]) for i in (0, 1, 6, 3, 4))):
+        first |= is_tie & (smaller < larger)
+        is_tie &= smaller == larger
+    return first
 
 
 def _rotate(vectors: Tensor, angle: Tensor) -> Tensor:

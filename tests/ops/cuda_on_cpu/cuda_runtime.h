@@ -227,6 +227,10 @@ T __shfl_down_sync(unsigned, T value, int delta) {
     return cuda_on_cpu::exchange(value, cuda_on_cpu::block()->current % cuda_on_cpu::kWarp + delta);
 }
 template <typename T>
+T __shfl_up_sync(unsigned, T value, int delta) {
+    return cuda_on_cpu::exchange(value, cuda_on_cpu::block()->current % cuda_on_cpu::kWarp - delta);
+}
+template <typename T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
     return cuda_on_cpu::exchange(value, (cuda_on_cpu::block()->current % cuda_on_cpu::kWarp) ^ mask);
 }
