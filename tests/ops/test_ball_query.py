@@ -194,6 +194,24 @@ def test_on_a_cpu_counts_are_held_against_the_rows(counts):
         ops.ball_query(xyz, good, xyz, bad, 1.0, 2)
 
 
+@pytest.mark.parametrize("counts", [[1, 2], [1, 4], [5, -1]])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda o, xyz, good, bad: o.ball_query(xyz, bad, xyz, good, [1.0], [2]),
+        lambda o, xyz, good, bad: o.ball_query(xyz, good, xyz, bad, [1.0], [2]),
+        lambda o, xyz, good, bad: o.three_nn(xyz, bad, xyz, good),
+        lambda o, xyz, good, bad: o.three_nn(xyz, good, xyz, bad),
+        lambda o, xyz, good, bad: o.farthest_point_sampling(xyz, bad, [1, 1]),
+    ],
+)
+def test_a_direct_call_on_a_cpu_refuses_counts_of_other_rows(cpu_kernels, call, counts):
+    if cpu_kernels == "reference":
+        pytest.skip("concerns the native ops")
+    with pytest.raises(ValueError, match="counts must add up to 4 rows"):
+        call(torch.ops.cakdp, torch.zeros(4, 3), torch.tensor([2, 2]), torch.tensor(counts))
+
+
 @pytest.mark.parametrize("counts", [[0, 6], [2, 9], [2, 1], [-3, 6], [7, -7]])
 def test_cuda_kernels_stay_within_the_rows_whatever_the_counts(device, cuda_kernels, counts):
     xyz, good, bad = torch.zeros(6, 3, device=device), torch.tensor([3, 3], device=device), torch.tensor(counts)
