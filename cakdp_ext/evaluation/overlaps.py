@@ -93,7 +93,8 @@ def box_overlaps(ground_truth: LabelledObjects, detections: ScoredObjects) -> di
         ``bev`` and ``3d``: the pairs that overlap; none for no objects. A box with a size that is not positive
         overlaps nothing.
     """
-    bev, volume = [], []
+    bev: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    volume: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for truth, found in _same_frame_pairs(ground_truth, detections, ground_truth.names != DONT_CARE):
         boxes1, boxes2 = torch.from_numpy(ground_truth.boxes), torch.from_numpy(detections.boxes)
         for parts, iou_of in ((bev, ops.iou_bev_aligned), (volume, ops.iou_3d_aligned)):

@@ -5,7 +5,7 @@ from cakdp_ext.ops.boxes import box_corners, limit_period
 from cakdp_ext.ops.cells import Cells, group_by_cell, pool_cells
 from cakdp_ext.ops.grouping import group_points
 from cakdp_ext.ops.interpolation import three_interpolate, three_nn
-from cakdp_ext.ops.neighbors import Neighbors, local_neighbors, local_three_nn, neighbors_in_boxes
+from cakdp_ext.ops.neighbors import Neighbors, NeighborType, local_neighbors, local_three_nn, neighbors_in_boxes
 from cakdp_ext.ops.nms import nms, nms_in_frames
 from cakdp_ext.ops.overlap import (
     boxes_overlap_bev,
@@ -24,6 +24,7 @@ from cakdp_ext.ops.voxel_query import voxel_query
 
 __all__ = [
     "Cells",
+    "NeighborType",
     "Neighbors",
     "ball_query",
     "box_corners",

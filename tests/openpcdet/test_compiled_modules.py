@@ -195,6 +195,114 @@ def test_three_nearest_and_interpolation(clouds, device):
     torch.testing.assert_close(grad, wanted)
 
 
+@pytest.mark.parametrize("method", [0, 1], ids=["max", "mean"])
+def test_roi_aware_pooling_and_its_gradient(device, method):
+    generator = torch.Generator().manual_seed(8)
+    rois = torch.tensor([[0, 0, 0, 4, 2, 2, 0.0], [9, 9, 9, 1, 1, 1, 0.0]], device=device)
+    points = ((torch.rand(60, 3, generator=generator) - 0.5) * torch.tensor([5, 3, 3])).to(device)
+    features = torch.rand(60, 3, generator=generator).to(device)
+    shape, width = (2, 2, 1), 4
+    argmax = torch.zeros(2, *shape, 3, dtype=torch.int32, device=device)
+    table = torch.zeros(2, *shape, 1 + width, dtype=torch.int32, device=device)
+    pooled, grad_in = torch.zeros(2, *shape, 3, device=device), torch.zeros_like(features)
+    roiaware_pool3d_cuda.forward(rois, points, features, argmax, table, pooled, method)
+    grad_out, wanted_grad = torch.rand_like(pooled), torch.zeros_like(features)
+    for x in range(2):
+        for y in range(2):
+            inside = (points.abs() <= torch.tensor([2, 1, 1], device=device)).all(1)
+            inside &= (points[:, 0] >= 0) == bool(x)
+            inside &= (points[:, 1] >= 0) == bool(y)
+            rows = inside.nonzero().squeeze(1)[:width]
+            assert table[0, x, y, 0].tolist() == [len(rows), *rows.tolist()] + [0] * (width - len(rows))
+            if method:
+                wanted = features[rows].mean(0)
+                wanted_grad[rows] += grad_out[0, x, y, 0] / len(rows)
+            else:
+                wanted, winner = features[rows].max(0)
+                assert argmax[0, x, y, 0].tolist() == rows[winner].tolist()
+                wanted_grad[rows[winner], torch.arange(3, device=device)] += grad_out[0, x, y, 0]
+            torch.testing.assert_close(pooled[0, x, y, 0], wanted)
+    assert (table[1] == 0).all()
+    assert (pooled[1] == 0).all()
+    roiaware_pool3d_cuda.backward(table, argmax, grad_out, grad_in, method)
+    torch.testing.assert_close(grad_in, wanted_grad)
+
+
+@pytest.mark.parametrize("neighbor_type", [0, 1], ids=["cube", "ball"])
+def test_local_neighbours_and_their_three_nearest(clouds, device, neighbor_type):
+    xyz, counts, queries, query_counts = clouds
+    stack = torch.zeros(15 * 10, dtype=torch.int32, device=device)
+    start_len = torch.zeros(15, 2, dtype=torch.int32, device=device)
+    total = torch.zeros(1, dtype=torch.int32, device=device)
+    pointnet2_stack_cuda.query_stacked_local_neighbor_idxs_wrapper_stack(
+        xyz, counts, queries, query_counts, stack, start_len, total, 10, 0.5, 5, neighbor_type
+    )
+    offsets = (xyz[None] - queries[:, None]).cpu().numpy()
+    reach = np.linalg.norm(offsets, axis=2) if neighbor_type else np.abs(offsets).max(2)
+    lists = []
+    for points, mine in zip(frames(counts), frames(query_counts), strict=True):
+        for query in mine:
+            near = [point for point in points if reach[query, point] <= 0.5][:5]
+            begin, length = start_len[query].tolist()
+            assert stack[begin : begin + length].tolist() == near
+            lists.append(near)
+    assert int(total) == sum(map(len, lists))
+    assert {len(near) for near in lists} >= {0, 5}
+    centers = queries[:, None] + 0.3 * torch.randn(15, 2, 3, generator=torch.Generator().manual_seed(9)).to(device)
+    idxs = torch.full((15, 2, 3), -1, dtype=torch.int32, device=device)
+    dist2 = torch.zeros(15, 2, 3, device=device)
+    pointnet2_stack_cuda.query_three_nn_by_stacked_local_idxs_wrapper_stack(
+        xyz, queries, centers, idxs, dist2, stack, start_len, 15, 2
+    )
+    for query, near in enumerate(lists):
+        for center in range(2):
+            gaps = {row: float((xyz[row] - centers[query, center]).square().sum()) for row in near}
+            best = sorted(near, key=gaps.get)[:3]
+            best += [best[0] if best else -1] * (3 - len(best))
+            assert idxs[query, center].tolist() == best
+            wanted = [gaps.get(row, np.inf) for row in best]
+            np.testing.assert_allclose(dist2[query, center].cpu().numpy(), wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pooling_type", [0, 1], ids=["mean", "first"])
+def test_vector_pooling_and_its_gradient(clouds, device, pooling_type):
+    xyz, counts, queries, query_counts = clouds
+    features = torch.rand(65, 4, generator=torch.Generator().manual_seed(10)).to(device)
+    new_features, local_xyz = torch.zeros(15, 8 * 2, device=device), torch.zeros(15, 8 * 3, device=device)
+    number = torch.zeros(15, 8, dtype=torch.int32, device=device)
+    grouped = torch.zeros(15 * 40, 3, dtype=torch.int32, device=device)
+    total = pointnet2_stack_cuda.vector_pool_wrapper(
+        xyz, counts, features, queries, query_counts, new_features, local_xyz, number, grouped,
+        2, 2, 2, 0.5, True, len(grouped), -1, 0, pooling_type,
+    )  # fmt: skip
+    sums, offsets = torch.zeros(15, 8, 2, device=device), torch.zeros(15, 8, 3, device=device)
+    found = torch.zeros_like(number)
+    triples = set()
+    for points, mine in zip(frames(counts), frames(query_counts), strict=True):
+        for query in mine:
+            for point in points:
+                offset = xyz[point] - queries[query]
+                cell = int(((offset >= 0).long() * torch.tensor([4, 2, 1], device=device)).sum())
+                if offset.abs().max() > 0.5 or (pooling_type == 1 and found[query, cell]):
+                    continue
+                found[query, cell] += 1
+                parts = features[point].view(2, 2)
+                sums[query, cell] += parts.sum(0) if pooling_type == 0 else parts[1]
+                offsets[query, cell] += offset
+                triples.add((point, query, cell))
+    assert total == len(triples) > 20
+    assert {tuple(row) for row in grouped[:total].tolist()} == triples
+    assert number.tolist() == found.tolist()
+    torch.testing.assert_close(new_features.view(15, 8, 2), sums)
+    torch.testing.assert_close(local_xyz.view(15, 8, 3), offsets)
+    grad_new, grad = torch.rand_like(new_features), torch.zeros_like(features)
+    pointnet2_stack_cuda.vector_pool_grad_wrapper(grad_new, number, grouped[:total], grad)
+    wanted = torch.zeros_like(features)
+    for point, query, cell in triples:
+        wanted[point] += (grad_new.view(15, 8, 2)[query, cell] / found[query, cell]).repeat(2)
+    torch.testing.assert_close(grad, wanted)
+
+
 SIGNATURES = {
     (iou3d_nms_cuda, "boxes_overlap_bev_gpu"): 3,
     (iou3d_nms_cuda, "boxes_aligned_overlap_bev_gpu"): 3,

@@ -297,7 +297,7 @@ def _neighbors(
     neighbor_type: int,
 ) -> ops.Neighbors:
     limit = num_samples if num_samples > 0 else None
-    around = "ball" if neighbor_type == 1 else "cube"
+    around: ops.NeighborType = "ball" if neighbor_type == 1 else "cube"
     return ops.local_neighbors(xyz, counts, new_xyz, new_counts, max_distance, limit, around)
 
 
