@@ -16,6 +16,9 @@ PAIR_LIMIT = 1 << 18
 
 DONT_CARE = "dontcare"
 
+Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Ground truths, detections and their IoUs, each ``(P,)``."""
+
 
 @dataclass(frozen=True)
 class PairOverlaps:
@@ -93,7 +96,8 @@ def box_overlaps(ground_truth: LabelledObjects, detections: ScoredObjects) -> di
         ``bev`` and ``3d``: the pairs that overlap; none for no objects. A box with a size that is not positive
         overlaps nothing.
     """
-    bev, volume = [], []
+    bev: list[Pairs] = []
+    volume: list[Pairs] = []
     for truth, found in _same_frame_pairs(ground_truth, detections, ground_truth.names != DONT_CARE):
         boxes1, boxes2 = torch.from_numpy(ground_truth.boxes), torch.from_numpy(detections.boxes)
         for parts, iou_of in ((bev, ops.iou_bev_aligned), (volume, ops.iou_3d_aligned)):
@@ -128,6 +132,6 @@ def _image_area(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
-def _collect(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> PairOverlaps:
+def _collect(parts: list[Pairs]) -> PairOverlaps:
     truth, found, iou = (np.concatenate(column) for column in zip(*parts, strict=True))
     return PairOverlaps(truth, found, iou)

@@ -93,8 +93,16 @@ def nms_in_frames(
         ValueError: as there.
     """
     frames, rows = candidates.nonzero(as_tuple=True)
-    settings = {"axis_aligned": axis_aligned, "pre_max": pre_max, "post_max": post_max, "compat": compat}
-    keep = nms(boxes[frames, rows], scores[frames, rows], iou_threshold, groups=frames, **settings)
+    keep = nms(
+        boxes[frames, rows],
+        scores[frames, rows],
+        iou_threshold,
+        groups=frames,
+        axis_aligned=axis_aligned,
+        pre_max=pre_max,
+        post_max=post_max,
+        compat=compat,
+    )
     keep = keep[frames[keep].argsort(stable=True)]
     frames = frames[keep]
     ranks = torch.arange(len(keep), device=keep.device) - torch.searchsorted(frames, frames)
