@@ -78,7 +78,7 @@ def native_ops(optional: bool) -> Any:
 
     has_cuda = wants_cuda()
     folders = ["cpu", *(["cuda", "cuda/torch"] if has_cuda else [])]
-    flags = ["/O2"] if sys.platform == "win32" else ["-O3", "-g0", "-Wall"]
+    flags = ["/O2"] if sys.platform == "win32" else ["-O3", "-g0", "-Wall", "-ffp-contract=off", "-fno-trapping-math"]
     if sys.platform == "linux" and "parallel backend: OpenMP" in parallel_info():
         flags.append("-fopenmp")
     root = Path(__file__).resolve().parent

@@ -27,6 +27,7 @@ def main():
     parser.add_argument("--set", dest="overrides", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE")
     args = parser.parse_args()
     config = load_config(args.cfg, args.overrides)
+    config.DATA_CONFIG.KEEP_POINTS = True
     dataset = build_split(config, args.split)
     model = restore_student(config, dataset.geometry, args.ckpt).model.eval()
     found = {name: [] for name in config.CLASS_NAMES}

@@ -22,6 +22,18 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+class MissingSpconvError(ImportError):
+    """spconv cannot be imported; the message says what to install."""
+
+    @classmethod
+    def because(cls, error: ImportError) -> MissingSpconvError:
+        """Say why the import failed and which distribution there is for which machine."""
+        return cls(
+            f"spconv 2 cannot be imported ({error}); pip install spconv==2.3.8 for CPU, spconv-cu124==2.3.8 or "
+            "spconv-cu126==2.3.8 for CUDA, and only one of them"
+        )
+
+
 def to_device(value: T, device: torch.device | str) -> T:
     """Copy a dataclass of tensors (tuples of tensors included) to a device; every other field is kept as it is.
 
@@ -78,7 +90,7 @@ class Batch:
         gt_boxes: ``(B, M, 7)`` float32, zero-padded.
         gt_labels: ``(B, M)`` int64, 0-based, -1 where padded.
         frame_ids: B names.
-        points: ``(N, 1 + F)`` float32, batch index first; None when the data set was told not to keep them.
+        points: ``(N, 1 + F)`` float32, batch index first; None unless the data set was told to keep them.
         meta: one mapping a frame with what its evaluation needs (KITTI: ``calib``, ``image_shape``).
     """
 

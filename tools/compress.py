@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     request = TrainRequest(
         batch_size=args.batch_size, epochs=args.epochs, num_workers=args.workers, seed=args.seed, use_amp=args.use_amp
     )
-    with workers(args.device) as place, logging_to(run.path, "compress", place.is_main):
+    with workers(args.device, args.launcher, args.tcp_port) as place, logging_to(run.path, "compress", place.is_main):
         compress(config, run, place, request)
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cakdp_ext.engine.checkpoint import find_checkpoint
+from cakdp_ext.engine.checkpoint import epochs_of, find_checkpoint
 from cakdp_ext.engine.cli import add_loop_flags, command_parser, load_request, run_command
 from cakdp_ext.engine.distributed import workers
 from cakdp_ext.engine.evaluate import evaluate_checkpoints
-from cakdp_ext.engine.runs import epoch_checkpoints, logging_to
+from cakdp_ext.engine.runs import RunFolder, logging_to
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -20,19 +21,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--ckpt", help="checkpoint or run folder; this run's last epoch by default")
     parser.add_argument("--eval_all", action="store_true", help="test every epoch checkpoint of the run")
     parser.add_argument("--ckpt_dir", help="with --eval_all: the folder of the checkpoints")
+    parser.add_argument("--start_epoch", type=int, default=0, help="with --eval_all: first epoch to test")
+    parser.add_argument(
+        "--max_waiting_mins",
+        type=float,
+        default=0,
+        help="with --eval_all: wait so long for another epoch to be trained",
+    )
+    parser.add_argument(
+        "--infer_time", action="store_true", help="say how many milliseconds the detector takes a frame"
+    )
     parser.add_argument("--eval_tag", default="default", help="last folder of the evaluation")
     parser.add_argument("--split", default=None, help="split to test; DATA_SPLIT.test by default")
     args = parser.parse_args(argv)
-    if args.ckpt_dir and not args.eval_all:
-        parser.error("--ckpt_dir goes with --eval_all; name one checkpoint with --ckpt")
+    if not args.eval_all and (args.ckpt_dir or args.start_epoch or args.max_waiting_mins):
+        parser.error("--ckpt_dir, --start_epoch and --max_waiting_mins go with --eval_all; --ckpt names one checkpoint")
     config, run = load_request(args)
-    if args.eval_all:
-        folder = Path(args.ckpt_dir) if args.ckpt_dir else run.ckpt
-        checkpoints = epoch_checkpoints(folder) or [find_checkpoint(folder)]
-    else:
-        checkpoints = [find_checkpoint(args.ckpt or run.path)]
-    with workers(args.device) as place, logging_to(run.path / "eval", "log_eval", place.is_main):
-        evaluate_checkpoints(
+    checkpoints = chosen_checkpoints(args, run)
+    with (
+        workers(args.device, args.launcher, args.tcp_port) as place,
+        logging_to(run.path / "eval", "log_eval", place.is_main) as log,
+    ):
+        results = evaluate_checkpoints(
             config,
             run,
             place,
@@ -42,6 +52,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             tag=args.eval_tag,
             batch_size=args.batch_size,
         )
+        if args.infer_time:
+            for name, result in results.items():
+                log.info("%s: %.2f ms a frame", name, 1000 * result.seconds_per_frame)
+
+
+def chosen_checkpoints(args: argparse.Namespace, run: RunFolder) -> Iterable[Path]:
+    """The one that ``--ckpt`` names, the run's last one, or with ``--eval_all`` each in its turn."""
+    if not args.eval_all:
+        return [find_checkpoint(args.ckpt or run.path)]
+    folder = Path(args.ckpt_dir) if args.ckpt_dir else run.ckpt
+    return epochs_of(folder, args.start_epoch, 60 * args.max_waiting_mins)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cakdp_ext.types import LidarGeometry
+from cakdp_ext.types import LidarGeometry, MissingSpconvError
 
 Voxels = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -72,9 +72,7 @@ def _make_generator(settings: Voxelizer) -> tuple[Any, Any]:
         from cumm import tensorview
         from spconv.utils import Point2VoxelCPU3d
     except ImportError as error:
-        raise ImportError(
-            f"voxels need spconv 2 ({error}); install cakdp-ext[cpu], or the extra for your CUDA version"
-        ) from error
+        raise MissingSpconvError.because(error) from error
     generator = Point2VoxelCPU3d(
         vsize_xyz=list(settings.geometry.voxel_size),
         coors_range_xyz=list(settings.geometry.point_cloud_range),

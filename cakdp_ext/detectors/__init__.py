@@ -7,6 +7,7 @@ from cakdp_ext.detectors.dense_heads import AnchorHeadSingle, AnchorHeadSingleIo
 from cakdp_ext.detectors.first_stage import FirstStage, FirstStageOutput
 from cakdp_ext.detectors.map_to_bev import HeightCompression
 from cakdp_ext.detectors.second import SECONDNet
+from cakdp_ext.detectors.sparse import synchronise_batch_norm
 from cakdp_ext.detectors.voxel_features import MeanVFE
 from cakdp_ext.detectors.voxel_rcnn import VoxelRCNN
 
@@ -24,4 +25,5 @@ __all__ = [
     "VoxelBackBone8x",
     "VoxelRCNN",
     "build_detector",
+    "synchronise_batch_norm",
 ]

@@ -16,26 +16,24 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-INSTALL_HINT = (
-    "the built-in detectors need spconv, which cannot be imported ({error}); "
-    "pip install spconv==2.3.8 (CPU) or spconv-cu12x (CUDA, the x as in your CUDA version, e.g. spconv-cu126)"
-)
+from cakdp_ext.types import MissingSpconvError
 
 
 def load_spconv() -> ModuleType:
     """Import ``spconv.pytorch``, under whichever distribution name it was installed.
 
     Raises:
-        ImportError: when there is none, or only a 1.x one; says what to install.
+        MissingSpconvError: when there is none, or only a 1.x one.
     """
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # it warns of a call that spconv makes
     try:
         import spconv.pytorch
     except ImportError as error:
-        raise ImportError(INSTALL_HINT.format(error=error)) from error
+        raise MissingSpconvError.because(error) from error
     return spconv.pytorch
 
 
@@ -119,7 +117,47 @@ class VoxelBatchNorm1d(nn.BatchNorm1d):
         """Normalise ``(V, C)`` features."""
         if not self.training or len(input) > 1:
             return super().forward(input)
-        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return _by_running_statistics(self, input)
+
+
+class SyncVoxelBatchNorm(nn.SyncBatchNorm):
+    """Batch norm over the active voxels of all processes that bears a step with fewer than two of them together."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise this process's ``(V, C)`` features."""
+        if self.training and _count_in_all_processes(input) < 2:
+            return _by_running_statistics(self, input)
+        if len(input):
+            return super().forward(input)
+        return super().forward(input.float()).to(input.dtype)  # the others send float32 statistics, under AMP too
+
+
+def synchronise_batch_norm(model: nn.Module) -> nn.Module:
+    """Let every batch norm see the values of all processes, in place.
+
+    Args:
+        model: its batch norms are replaced; parameters and statistics are those that it had.
+
+    Returns:
+        The model; a ``VoxelBatchNorm1d`` has become a ``SyncVoxelBatchNorm``, any other ``nn.SyncBatchNorm``.
+    """
+    over_voxels = [name for name, module in model.named_modules() if isinstance(module, VoxelBatchNorm1d)]
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for name in over_voxels:
+        model.get_submodule(name).__class__ = SyncVoxelBatchNorm
+    return model
+
+
+def _by_running_statistics(norm: Any, input: Tensor) -> Tensor:
+    return F.batch_norm(input, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+
+
+def _count_in_all_processes(rows: Tensor) -> int:
+    if not dist.is_initialized():
+        return len(rows)
+    count = torch.tensor(len(rows), device=rows.device)
+    dist.all_reduce(count)
+    return int(count)
 
 
 class SparseBlock(spconv.SparseSequential):  # type: ignore[name-defined]

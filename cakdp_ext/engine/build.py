@@ -12,7 +12,6 @@ from easydict import EasyDict
 from torch import Tensor, nn
 
 from cakdp_ext.config import ConfigError, ModelSource, from_node, load_config
-from cakdp_ext.detectors import build_detector
 from cakdp_ext.distillation import DistillConfig, FrozenTeacher
 from cakdp_ext.engine.checkpoint import CheckpointError, find_checkpoint, load_weights, read_checkpoint
 from cakdp_ext.pruning import ChannelGraph, PruningConfig, apply_plan, load_plan, plan_from_dict, trace_channels
@@ -57,7 +56,10 @@ def build_full(config: Mapping[str, Any], geometry: LidarGeometry) -> nn.Module:
 
     Raises:
         ConfigError: for anything in ``MODEL`` that cannot be used, our own sections included.
+        MissingSpconvError: where the detectors cannot be imported.
     """
+    from cakdp_ext.detectors import build_detector  # here, so that a command without spconv can say so
+
     distill_config(config)
     pruning_config(config)
     return build_detector(config["MODEL"], config["CLASS_NAMES"], geometry)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 from torch import nn
 
 from cakdp_ext import __version__
-from cakdp_ext.engine.runs import RunFolder
+from cakdp_ext.engine.distributed import gather
+from cakdp_ext.engine.runs import RunFolder, epoch_checkpoints, epoch_of
 from cakdp_ext.files import atomic_path
 
+POLL_SECONDS = 10.0
 _NUMPY_SCALARS: list[Any] = [
     np.float64(0).__reduce__()[0],  # the private function that NumPy pickles its scalars with
     np.dtype,
@@ -40,6 +43,35 @@ def find_checkpoint(path: str | Path) -> Path:
     if path.is_dir():
         raise CheckpointError(f"{path} holds no ckpt/checkpoint_epoch_*.pth; has the training finished an epoch?")
     raise CheckpointError(f"no checkpoint at {path}; train the model first or name another file")
+
+
+def epochs_of(folder: Path, start_epoch: int = 0, patience: float = 0.0) -> Iterator[Path]:
+    """Give a folder's epoch checkpoints as they appear, oldest first; every process gets the same ones.
+
+    Args:
+        folder: of the checkpoints, or of the run.
+        start_epoch: those before it are left out.
+        patience: seconds without a new one after which it ends; 0 takes what there is.
+
+    Raises:
+        CheckpointError: when there was none.
+    """
+    folder = folder / "ckpt" if (folder / "ckpt").is_dir() else folder
+    given: set[Path] = set()
+    since = time.monotonic()
+    while True:
+        found = [file for file in epoch_checkpoints(folder) if int(epoch_of(file)) >= start_epoch and file not in given]
+        found, is_over = gather((found[:1], time.monotonic() - since >= patience))[0]
+        if found:
+            given.update(found)
+            yield from found
+            since = time.monotonic()
+        elif is_over:
+            break
+        else:
+            time.sleep(min(POLL_SECONDS, patience))
+    if not given:
+        raise CheckpointError(f"{folder} holds no checkpoint_epoch_*.pth from epoch {start_epoch} on; train first")
 
 
 def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:

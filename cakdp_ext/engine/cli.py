@@ -13,8 +13,9 @@ from easydict import EasyDict
 from cakdp_ext.config import ConfigError, load_config
 from cakdp_ext.engine.checkpoint import CheckpointError
 from cakdp_ext.engine.runs import RunFolder
+from cakdp_ext.types import MissingSpconvError
 
-USER_ERRORS = (ConfigError, CheckpointError, ValueError, OSError, FloatingPointError)
+USER_ERRORS = (ConfigError, CheckpointError, MissingSpconvError, ValueError, OSError, FloatingPointError)
 SECTIONS = ("CLASS_NAMES", "DATA_CONFIG", "MODEL", "OPTIMIZATION")
 _FROM_LOADER = re.compile(r"Caught (\w+) in DataLoader worker process.*^[\w.]*?\1: (.*)", re.DOTALL | re.MULTILINE)
 
@@ -27,8 +28,6 @@ def command_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--cfg", "--cfg_file", dest="cfg", required=True, help="YAML configuration")
     parser.add_argument("--extra_tag", default="default", help="last folder of the run")
     parser.add_argument("--output_dir", default="output", help="first folder of the run")
-    parser.add_argument("--workers", type=int, default=4, help="data loading processes")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N; CUDA where there is a device by default")
     parser.add_argument(
         "--set", dest="overrides", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
         help="change keys of the YAML, e.g. --set OPTIMIZATION.LR 0.001; must come last",
@@ -36,10 +35,21 @@ def command_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_frame_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of commands that compute on frames."""
+    parser.add_argument("--workers", type=int, default=4, help="data loading processes")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; CUDA where there is a device by default")
+
+
 def add_loop_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of training and testing loops."""
+    add_frame_flags(parser)
     parser.add_argument("--batch_size", type=int, help="over all processes; BATCH_SIZE_PER_GPU each by default")
-    parser.add_argument("--launcher", choices=["none", "pytorch"], default="none", help="torchrun is found by itself")
+    parser.add_argument(
+        "--launcher", choices=["none", "pytorch", "slurm"], default="none",
+        help="slurm: one process a task of srun; torchrun is found by itself",
+    )  # fmt: skip
+    parser.add_argument("--tcp_port", type=int, default=18888, help="of the first process, with --launcher slurm")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="read from torchrun's environment")
     parser.add_argument("--save_to_file", action="store_true", help="kept for OpenPCDet's scripts: files are written")
 

@@ -1,8 +1,9 @@
-"""One process or many: torchrun's environment, NCCL on GPUs and gloo on CPUs."""
+"""One process or many: torchrun's environment or SLURM's, NCCL on GPUs and gloo on CPUs."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,18 +30,22 @@ class Workers:
 
 
 @contextmanager
-def workers(device: str | None = None) -> Iterator[Workers]:
-    """Join the process group that torchrun announces in the environment, or run alone.
+def workers(device: str | None = None, launcher: str = "none", port: int = 18888) -> Iterator[Workers]:
+    """Join the process group that torchrun or SLURM announces in the environment, or run alone.
 
     Args:
         device: ``cpu``, ``cuda`` or ``cuda:N``; None takes CUDA where there is a device.
+        launcher: ``slurm`` where ``srun`` started the processes; torchrun is found whatever is said here.
+        port: of the first process, under SLURM.
 
     Yields:
         This process's place. The group is left on the way out.
 
     Raises:
-        ValueError: when CUDA is asked for and absent.
+        ValueError: when CUDA or SLURM is asked for and absent.
     """
+    if launcher == "slurm":
+        os.environ.update(torchrun_environment(os.environ, port))
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     place = Workers(rank, world_size, _pick_device(device, int(os.environ.get("LOCAL_RANK", "0"))))
     if place.device.type == "cuda":
@@ -55,6 +60,30 @@ def workers(device: str | None = None) -> Iterator[Workers]:
             dist.destroy_process_group()
 
 
+def torchrun_environment(slurm: Mapping[str, str], port: int) -> dict[str, str]:
+    """Say in torchrun's variables what SLURM's say about a task.
+
+    Args:
+        slurm: what ``srun`` puts into a task's environment.
+        port: where the first process listens, on the first host.
+
+    Raises:
+        ValueError: outside ``srun``.
+    """
+    names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+    missing = [name for name in (*names.values(), "SLURM_STEP_NODELIST") if name not in slurm]
+    if missing:
+        raise ValueError(f"--launcher slurm, but {missing[0]} is not set; start the command with srun")
+    places = {name: slurm[theirs] for name, theirs in names.items()}
+    return {**places, "MASTER_ADDR": _first_host(slurm["SLURM_STEP_NODELIST"]), "MASTER_PORT": str(port)}
+
+
+def _first_host(hosts: str) -> str:
+    """Take the first of SLURM's hosts: ``gpu03`` of ``gpu[03-05,11],cpu1``."""
+    first = re.match(r"(\[[^]]*\]|[^,])*", hosts)
+    return re.sub(r"\[(\w+)[^]]*\]", r"\1", first.group() if first else "")
+
+
 def _pick_device(name: str | None, local_rank: int) -> torch.device:
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -63,7 +92,9 @@ def _pick_device(name: str | None, local_rank: int) -> torch.device:
             f"--device {name}, but this PyTorch ({torch.__version__}) sees no CUDA device; use --device cpu"
         )
     try:
-        return torch.device(f"cuda:{local_rank}") if name == "cuda" else torch.device(name)
+        if name == "cuda":  # SLURM may show each process its own GPU only
+            return torch.device("cuda", local_rank % max(torch.cuda.device_count(), 1))
+        return torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"--device {name} is none that PyTorch knows; use cpu, cuda or cuda:N") from error
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import pickle
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from easydict import EasyDict
 from tensorboardX import SummaryWriter
@@ -36,7 +37,7 @@ class DetectorResult:
     Attributes:
         evaluation: AP and recall.
         annotations: detections of every frame in KITTI's terms, in the data set's order.
-        seconds_per_frame: detector time, data loading apart.
+        seconds_per_frame: detector time after the warm-up, the first tenth of the batches; data loading apart.
     """
 
     evaluation: Evaluation
@@ -46,16 +47,17 @@ class DetectorResult:
 
 def detect(
     model: nn.Module, loader: DataLoader, dataset: LidarDataset, place: Workers, desc: str = "test"
-) -> tuple[list[dict[str, Any]], dict[str, int], float]:
+) -> tuple[list[dict[str, Any]], dict[str, int], list[float]]:
     """Run a detector over every frame of its share.
 
     Returns:
-        The frames' annotations, recall counts (``gt``, ``rcnn_0.3``, ...), and seconds spent in the detector.
+        The frames' annotations, recall counts (``gt``, ``rcnn_0.3``, ...), and the seconds that the detector took a
+        frame in each batch.
     """
     annotations: list[dict[str, Any]] = []
     thresholds = cast(Any, model).post_processing.recall_thresh_list
     counts = {"gt": 0, **{f"rcnn_{t}": 0 for t in thresholds}}
-    seconds = 0.0
+    seconds: list[float] = []
     model.eval()
     with torch.inference_mode(), tqdm(total=len(loader), desc=desc, disable=not place.is_main, leave=False) as bar:
         for batch in loader:
@@ -63,7 +65,7 @@ def detect(
             detections = model(batch.to(place.device))
             if place.device.type == "cuda":
                 torch.cuda.synchronize(place.device)
-            seconds += time.perf_counter() - start
+            seconds.append((time.perf_counter() - start) / batch.batch_size)
             detections = [item.to("cpu") for item in detections]
             _count_recalled(counts, batch, detections, thresholds)
             annotations += dataset.to_annotations(batch, detections)
@@ -116,12 +118,18 @@ def evaluate_detector(
     recall = _recall([share[1] for share in shares])
     lines = [f"{key}: {value:.4f}" for key, value in recall.items()]
     evaluation = Evaluation({**evaluation.metrics, **recall}, evaluation.text + "\n" + "\n".join(lines))
-    result = DetectorResult(evaluation, ordered, sum(share[2] for share in shares) / max(len(ordered), 1))
+    result = DetectorResult(evaluation, ordered, seconds_per_frame([share[2] for share in shares]))
     if folder is not None and place.is_main:
         write_result(result, folder)
         if not quiet:
             LOG.info("%s\nwritten to %s", evaluation.text, folder)
     return result
+
+
+def seconds_per_frame(shares: Sequence[Sequence[float]]) -> float:
+    """Average the seconds a frame over the batches of every process, after the first tenth of each, which warms up."""
+    warm = [share[-(-len(share) // 10) :] or share for share in shares]
+    return float(np.mean([seconds for share in warm for seconds in share]))
 
 
 def _recall(counts: Sequence[Mapping[str, int]]) -> dict[str, float]:
@@ -142,7 +150,7 @@ def evaluate_checkpoints(
     config: EasyDict,
     run: RunFolder,
     place: Workers,
-    checkpoints: Sequence[Path],
+    checkpoints: Iterable[Path],
     num_workers: int,
     *,
     split: str | None = None,
@@ -155,7 +163,7 @@ def evaluate_checkpoints(
         config: of ``load_config``.
         run: where ``eval/epoch_N/<split>/<tag>`` goes.
         place: this process.
-        checkpoints: files.
+        checkpoints: files; each is tested before the next one is asked for.
         num_workers: loader processes.
         split: what to test on; None takes ``DATA_SPLIT.test``.
         tag: last folder.

@@ -40,6 +40,7 @@ class TrainRequest:
         seed: of weights, order and augmentation.
         use_amp: mixed precision.
         sync_bn: batch norm over all GPUs.
+        ckpt: checkpoint to go on from; None takes the newest of the run folder.
         pretrained_model: checkpoint whose weights the training starts from.
         save_every: epochs between checkpoints.
         keep_last: epoch checkpoints that stay.
@@ -53,6 +54,7 @@ class TrainRequest:
     seed: int = 666
     use_amp: bool = False
     sync_bn: bool = False
+    ckpt: str | None = None
     pretrained_model: str | None = None
     save_every: int = 1
     keep_last: int = 30
@@ -61,7 +63,7 @@ class TrainRequest:
 
 
 def train(config: EasyDict, run: RunFolder, place: Workers, request: TrainRequest) -> Student:
-    """Train to the end, or go on where the run folder stands.
+    """Train to the end, from the beginning or from where a checkpoint stands.
 
     Args:
         config: of ``load_config``.
@@ -101,7 +103,7 @@ def train(config: EasyDict, run: RunFolder, place: Workers, request: TrainReques
     if student.plan:
         extra["pruning"] = plan_to_dict(student.plan)
     trainer = Trainer(step, loader, sampler, place, run, optimization, options, extra)
-    trainer.resume()
+    trainer.resume(find_checkpoint(request.ckpt) if request.ckpt else None)
     if place.is_main:
         run.create(config)
     barrier()
@@ -179,8 +181,16 @@ def _wrapped(model: nn.Module, place: Workers, sync_bn: bool) -> Any:
     if sync_bn:
         if place.device.type != "cuda":
             raise ConfigError("--sync_bn needs CUDA; PyTorch has no synchronised batch norm for CPUs")
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        from cakdp_ext.detectors import synchronise_batch_norm  # here, so that a command without spconv can say so
+
+        model = synchronise_batch_norm(model)
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, _constants(model))
     return DistributedDataParallel(model, device_ids=[place.device] if place.device.type == "cuda" else None)
+
+
+def _constants(model: nn.Module) -> set[str]:
+    """Buffers that no checkpoint holds, such as anchors: the same in every process, so that none need be sent."""
+    return {name for name, _ in model.named_buffers(remove_duplicate=False)} - set(model.state_dict())
 
 
 def _announce(config: EasyDict, student: Student, geometry: LidarGeometry, trainer: Trainer) -> None:

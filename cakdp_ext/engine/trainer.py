@@ -94,15 +94,18 @@ class Trainer:
 
     def fit(self) -> None:
         """Train to the last epoch; the run folder then holds ``checkpoint_epoch_<epochs>.pth``."""
-        writer = SummaryWriter(str(self.run.tensorboard)) if self.place.is_main else None
-        first = self.position.epoch
+        writer = self._writer() if self.place.is_main else None
         try:
-            for epoch in range(first, self.options.epochs):
+            for epoch in range(self.position.epoch, self.options.epochs):
                 self._train_epoch(epoch, writer)
                 self._finish_epoch(epoch + 1)
         finally:
             if writer is not None:
                 writer.close()
+
+    def _writer(self) -> SummaryWriter:
+        """Open TensorBoard's events; those of steps that are taken again now are no longer shown."""
+        return SummaryWriter(str(self.run.tensorboard), purge_step=self.position.iteration + 1)
 
     def _train_epoch(self, epoch: int, writer: SummaryWriter | None) -> None:
         done = self.position.step_in_epoch
@@ -179,9 +182,10 @@ class Trainer:
                     old.unlink()
 
     def _calibrate(self, epoch: int) -> None:
-        """Measure batch norm again; the first process's statistics are the ones that are saved."""
+        """Measure batch norm again; the first process's statistics are saved, and synchronised ones need them all."""
         steps = self.optimization.bn_calibration_steps
-        if not steps or not self.place.is_main:
+        is_synchronised = any(isinstance(module, nn.SyncBatchNorm) for module in self.model.modules())
+        if not steps or not (self.place.is_main or is_synchronised):
             return
         self.sampler.set_position(epoch)
         endless = chain.from_iterable(repeat(self.loader))
@@ -221,19 +225,22 @@ class Trainer:
             **self.extra_state,
         }
 
-    def resume(self) -> bool:
-        """Go on from the newest readable checkpoint of the run folder.
+    def resume(self, file: Path | None = None) -> bool:
+        """Go on from a checkpoint.
+
+        Args:
+            file: the checkpoint; None takes the newest of the run folder.
 
         Returns:
             Whether there was one.
 
         Raises:
-            CheckpointError: when the newest one belongs to another model, plan, settings or length of training.
+            CheckpointError: when it belongs to another model, plan, settings or length of training.
         """
-        content = self._newest()
+        content = self._newest() if file is None else read_checkpoint(file)
         if content is None:
             return False
-        where = f"the checkpoint to resume in {self.run.ckpt}"
+        where = f"the checkpoint to resume {f'in {self.run.ckpt}' if file is None else file}"
         self._require_same_run(content, where)
         load_weights(self.model, content["model_state"], where)
         self.optimizer.load_state_dict(content["optimizer_state"])

@@ -46,6 +46,44 @@ def as_index(tensor: Tensor, name: str, shape: tuple[int | None, ...]) -> Tensor
     return tensor.long().contiguous()
 
 
+def as_mask(tensor: Tensor, name: str, shape: tuple[int | None, ...]) -> Tensor:
+    """Return a contiguous bool tensor of the asked shape.
+
+    Raises:
+        ValueError: for another shape or a dtype that is not bool.
+    """
+    check_shape(tensor, name, shape)
+    if tensor.dtype != torch.bool:
+        raise ValueError(f"{name} must be bool, got {tensor.dtype}; convert it first")
+    return tensor.contiguous()
+
+
+def as_counts(counts: Tensor, name: str, rows: Tensor, rows_name: str) -> Tensor:
+    """Return how many rows of a stacked tensor belong to each frame, as a contiguous int64 tensor.
+
+    On a CPU the counts are held against the rows. On another device their values are not read, for that would wait
+    for it.
+
+    Args:
+        counts: ``(B,)`` int32 or int64.
+        name: what errors call it.
+        rows: the stacked tensor.
+        rows_name: what errors call that.
+
+    Raises:
+        ValueError: for another shape, dtype or device, and on a CPU for counts below 0 or another sum than the rows.
+    """
+    counts = as_index(counts, name, (None,))
+    check_same_device(counts, rows, (name, rows_name))
+    if counts.device.type == "cpu":
+        values = counts.tolist()
+        if sum(values) != len(rows) or min(values, default=0) < 0:
+            raise ValueError(
+                f"{name} must say how many of the {len(rows)} rows of {rows_name} belong to each frame, got {values}"
+            )
+    return counts
+
+
 def check_shape(tensor: Tensor, name: str, shape: tuple[int | None, ...]) -> None:
     """Raise ValueError unless the tensor has the asked number of dimensions and sizes."""
     same = tensor.dim() == len(shape) and all(w is None or w == g for w, g in zip(shape, tensor.shape, strict=True))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cakdp_ext.ops import fake
+from cakdp_ext.ops import autograd, fake
 
 SWITCH = "CAKDP_NATIVE"
 EXTENSION = os.environ.get("CAKDP_EXTENSION", "cakdp_ext._C")
@@ -28,6 +28,21 @@ NAMES = (
     "nms_sorted",
     "points_in_boxes",
     "voxel_query",
+    "farthest_point_sampling",
+    "ball_query",
+    "group_points",
+    "group_points_backward",
+    "three_nn",
+    "three_interpolate",
+    "three_interpolate_backward",
+    "neighbors_in_boxes",
+    "neighbors_in_balls",
+    "three_nn_local",
+    "group_by_cell",
+    "pool_cells_mean",
+    "pool_cells_mean_backward",
+    "pool_cells_max",
+    "pool_cells_max_backward",
 )
 
 
@@ -45,6 +60,7 @@ def _load() -> str:
     if missing:
         return f"{EXTENSION} is older than these sources, it lacks {', '.join(missing)}"
     fake.register()
+    autograd.register()
     return ""
 
 

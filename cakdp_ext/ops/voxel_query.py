@@ -30,6 +30,7 @@ def voxel_query(
 
     Neighbours are visited with z outermost, then y, then x, each from ``-range`` to ``+range``. A query may lie outside
     the grid; it then finds what of its neighbourhood lies inside. Of voxels at the same place the first one counts.
+    Memory grows with the voxels and the rows of the grid, not with its volume.
 
     Args:
         queries: ``(Q, 4)`` int32 or int64, ``(batch, z, y, x)``: the voxel in which each query lies.
@@ -48,8 +49,8 @@ def voxel_query(
         for no queries.
 
     Raises:
-        ValueError: for another shape, tensors that differ in device or dtype, voxels outside the grid, or a
-            setting that cannot be.
+        ValueError: for another shape, tensors that differ in device or dtype, a setting that cannot be, or, on CPU,
+            voxels outside the grid. On CUDA those are never found instead: to tell would make the host wait.
 
     Source:
         Voxel R-CNN (Deng et al., AAAI 2021), section "Voxel Query".
@@ -61,10 +62,11 @@ def voxel_query(
     check_same_device(queries, query_xyz, ("queries", "query_xyz"))
     check_same_device(queries, voxel_coords, ("queries", "voxel_coords"))
     where = _check_settings(spatial_shape, ranges, radius, num_samples)
-    _check_within_grid(voxel_coords, batch_size, where.spatial_shape)
+    if voxel_coords.device.type == "cpu":
+        _check_within_grid(voxel_coords, batch_size, where.spatial_shape)
     run = native.implementation("voxel_query", queries.device)
     if run is None:
-        return reference.voxel_query(queries, query_xyz, voxel_coords, voxel_xyz, where)
+        return reference.voxel_query(queries, query_xyz, voxel_coords, voxel_xyz, batch_size, where)
     return run(
         queries,
         query_xyz,

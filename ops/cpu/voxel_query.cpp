@@ -11,25 +11,19 @@
 #include <vector>
 
 #include "checks/voxel_query.h"
+#include "voxel_grid.h"
 
 namespace cakdp {
 namespace {
 
 constexpr int64_t kQueriesPerTask = 64;
 
-struct Settings {
-    int64_t batch_size, depth, height, width;
-    int64_t range_z, range_y, range_x;
-    double radius;
-    int64_t num_samples;
-};
-
 using Entry = std::pair<int64_t, int64_t>;  // x, index of the voxel
 
 class VoxelRows {
   public:
-    VoxelRows(const int64_t* coords, int64_t count, const Settings& settings)
-        : settings_(settings), begin_(settings.batch_size * settings.depth * settings.height + 1, 0), entries_(count) {
+    VoxelRows(const int64_t* coords, int64_t count, const VoxelGrid& grid)
+        : grid_(grid), begin_(grid.rows() + 1, 0), entries_(count) {
         for (int64_t i = 0; i < count; ++i) ++begin_[row_of(coords + 4 * i) + 1];
         for (size_t row = 1; row < begin_.size(); ++row) begin_[row] += begin_[row - 1];
         std::vector<int64_t> next(begin_.begin(), begin_.end() - 1);
@@ -41,7 +35,7 @@ class VoxelRows {
     // Calls visit(index) for the voxels of a row with x_low <= x <= x_high, in that order, until it returns false.
     template <typename Visit>
     bool visit_row(int64_t batch, int64_t z, int64_t y, int64_t x_low, int64_t x_high, const Visit& visit) const {
-        const int64_t row = (batch * settings_.depth + z) * settings_.height + y;
+        const int64_t row = grid_.row(batch, z, y);
         const auto row_end = entries_.begin() + begin_[row + 1];
         auto entry = std::lower_bound(entries_.begin() + begin_[row], row_end, Entry{x_low, 0});
         for (int64_t last = x_low - 1; entry != row_end && entry->first <= x_high; ++entry) {
@@ -54,15 +48,12 @@ class VoxelRows {
 
   private:
     int64_t row_of(const int64_t* coord) const {
-        const bool inside = 0 <= coord[0] && coord[0] < settings_.batch_size && 0 <= coord[1] &&
-                            coord[1] < settings_.depth && 0 <= coord[2] && coord[2] < settings_.height &&
-                            0 <= coord[3] && coord[3] < settings_.width;
-        TORCH_CHECK_VALUE(inside, "voxel_coords hold (", coord[0], ", ", coord[1], ", ", coord[2], ", ", coord[3],
-                          "), outside the grid");
-        return (coord[0] * settings_.depth + coord[1]) * settings_.height + coord[2];
+        TORCH_CHECK_VALUE(grid_.holds(coord), "voxel_coords hold (", coord[0], ", ", coord[1], ", ", coord[2], ", ",
+                          coord[3], "), outside the grid");
+        return grid_.row(coord[0], coord[1], coord[2]);
     }
 
-    Settings settings_;
+    VoxelGrid grid_;
     std::vector<int64_t> begin_;
     std::vector<Entry> entries_;
 };
@@ -70,21 +61,21 @@ class VoxelRows {
 // Fills one row of the answer and returns how many voxels were found.
 template <typename T>
 int64_t find_neighbours(const VoxelRows& rows, const int64_t* query, const T* position, const T* voxel_xyz,
-                        const Settings& settings, int64_t* out) {
-    const T radius_squared = static_cast<T>(settings.radius * settings.radius);
+                        const VoxelGrid& grid, int64_t* out) {
+    const T radius_squared = static_cast<T>(grid.radius * grid.radius);
     int64_t found = 0;
     const auto take = [&](int64_t voxel) {
         const T* center = voxel_xyz + 3 * voxel;
         const T x = position[0] - center[0], y = position[1] - center[1], z = position[2] - center[2];
         if (x * x + y * y + z * z <= radius_squared) out[found++] = voxel;
-        return found < settings.num_samples;
+        return found < grid.num_samples;
     };
-    if (query[0] < 0 || query[0] >= settings.batch_size) return 0;
-    const int64_t z_low = std::max<int64_t>(0, query[1] - settings.range_z);
-    const int64_t z_high = std::min(settings.depth - 1, query[1] + settings.range_z);
-    const int64_t y_low = std::max<int64_t>(0, query[2] - settings.range_y);
-    const int64_t y_high = std::min(settings.height - 1, query[2] + settings.range_y);
-    const int64_t x_low = query[3] - settings.range_x, x_high = query[3] + settings.range_x;
+    if (query[0] < 0 || query[0] >= grid.batch_size) return 0;
+    const int64_t z_low = std::max<int64_t>(0, query[1] - grid.range_z);
+    const int64_t z_high = std::min(grid.depth - 1, query[1] + grid.range_z);
+    const int64_t y_low = std::max<int64_t>(0, query[2] - grid.range_y);
+    const int64_t y_high = std::min(grid.height - 1, query[2] + grid.range_y);
+    const int64_t x_low = query[3] - grid.range_x, x_high = query[3] + grid.range_x;
     for (int64_t z = z_low; z <= z_high; ++z)
         for (int64_t y = y_low; y <= y_high; ++y)
             if (!rows.visit_row(query[0], z, y, x_low, x_high, take)) return found;
@@ -96,14 +87,14 @@ std::tuple<at::Tensor, at::Tensor> voxel_query(const at::Tensor& queries, const 
                                                at::IntArrayRef spatial_shape, int64_t batch_size,
                                                at::IntArrayRef ranges, double radius, int64_t num_samples) {
     check_voxel_query(queries, query_xyz, voxel_coords, voxel_xyz, spatial_shape, ranges, num_samples);
-    const Settings settings{batch_size, spatial_shape[0], spatial_shape[1], spatial_shape[2], ranges[0],
-                            ranges[1],  ranges[2],        radius,           num_samples};
+    const VoxelGrid grid{batch_size, spatial_shape[0], spatial_shape[1], spatial_shape[2], ranges[0],
+                         ranges[1],  ranges[2],        radius,           num_samples};
     const int64_t count = queries.size(0);
     at::Tensor index = at::zeros({count, num_samples}, queries.options());
     at::Tensor empty = at::ones({count}, queries.options().dtype(at::kBool));
     const at::Tensor cells = queries.contiguous(), positions = query_xyz.contiguous();
     const at::Tensor coords = voxel_coords.contiguous(), centers = voxel_xyz.contiguous();
-    const VoxelRows rows(coords.const_data_ptr<int64_t>(), coords.size(0), settings);
+    const VoxelRows rows(coords.const_data_ptr<int64_t>(), coords.size(0), grid);
     AT_DISPATCH_FLOATING_TYPES(positions.scalar_type(), "voxel_query", [&] {
         const int64_t* cell = cells.const_data_ptr<int64_t>();
         const scalar_t* position = positions.const_data_ptr<scalar_t>();
@@ -113,7 +104,7 @@ std::tuple<at::Tensor, at::Tensor> voxel_query(const at::Tensor& queries, const 
         at::parallel_for(0, count, kQueriesPerTask, [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; ++i) {
                 int64_t* row = out + i * num_samples;
-                const int64_t found = find_neighbours(rows, cell + 4 * i, position + 3 * i, center, settings, row);
+                const int64_t found = find_neighbours(rows, cell + 4 * i, position + 3 * i, center, grid, row);
                 none[i] = found == 0;
                 if (found > 0) std::fill(row + found, row + num_samples, row[0]);
             }

@@ -38,8 +38,10 @@ def real_kitti_root(real_kitti, tmp_path_factory):
 
 @pytest.fixture
 def shipped_cfg():
-    """The configuration that the project ships; a test may change it."""
-    return load_config(PROJECT / "cfgs" / "datasets" / "kitti.yaml")
+    """The configuration that the project ships, with the points kept; a test may change it."""
+    config = load_config(PROJECT / "cfgs" / "datasets" / "kitti.yaml")
+    config.KEEP_POINTS = True
+    return config
 
 
 @pytest.fixture

@@ -122,8 +122,10 @@ def test_the_features_that_are_used_are_selected(kitti, data_cfg):
     np.testing.assert_array_equal(dataset[0].points, kitti(False)[0].points[:, :3])
 
 
-def test_points_need_not_be_kept(kitti):
-    batch = collate([kitti(False, KEEP_POINTS=False)[0]])
+def test_points_are_kept_for_those_who_ask_only(kitti, data_cfg):
+    assert len(collate([kitti(False)[0]]).points)
+    del data_cfg["KEEP_POINTS"]
+    batch = collate([kitti(False)[0]])
     assert batch.points is None
     assert len(batch.voxels)
 

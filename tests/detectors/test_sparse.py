@@ -1,14 +1,25 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from cakdp_ext.detectors import sparse
-from cakdp_ext.detectors.sparse import SparseBlock, VoxelBatchNorm1d, conv_block, convolve_nothing, spconv
+from cakdp_ext.detectors.sparse import (
+    SparseBlock,
+    SyncVoxelBatchNorm,
+    VoxelBatchNorm1d,
+    conv_block,
+    convolve_nothing,
+    spconv,
+    synchronise_batch_norm,
+)
+from cakdp_ext.types import MissingSpconvError
 
 SHAPE = [7, 6, 5]
 
@@ -39,7 +50,7 @@ def to_dense(tensor) -> torch.Tensor:
 def test_missing_spconv_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "spconv", None)
     monkeypatch.setitem(sys.modules, "spconv.pytorch", None)
-    with pytest.raises(ImportError, match=r"pip install spconv==2\.3\.8 \(CPU\) or spconv-cu12x"):
+    with pytest.raises(MissingSpconvError, match=r"pip install spconv==2\.3\.8 for CPU, spconv-cu124==2\.3\.8 or"):
         sparse.load_spconv()
 
 
@@ -110,9 +121,10 @@ def test_backward_on_cpu_agrees_with_a_dense_convolution(is_strided):
     torch.testing.assert_close(tensor.features.grad, features.grad, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", [VoxelBatchNorm1d, SyncVoxelBatchNorm])
 @pytest.mark.parametrize("count", [0, 1])
-def test_fewer_than_two_voxels_leave_the_running_statistics_alone(count):
-    norm = VoxelBatchNorm1d(3).train()
+def test_fewer_than_two_voxels_leave_the_running_statistics_alone(count, kind):
+    norm = kind(3).train()
     norm.running_mean += 2.0
     before = {name: value.clone() for name, value in norm.state_dict().items()}
     out = norm(torch.full((count, 3), 5.0))
@@ -122,11 +134,37 @@ def test_fewer_than_two_voxels_leave_the_running_statistics_alone(count):
     torch.testing.assert_close(norm.bias.grad, torch.full((3,), float(count)))
 
 
-def test_two_voxels_are_normalised_as_by_torch():
+@pytest.mark.parametrize("kind", [VoxelBatchNorm1d, SyncVoxelBatchNorm])
+def test_two_voxels_are_normalised_as_by_torch(kind):
     features = torch.randn(9, 3)
-    ours, theirs = VoxelBatchNorm1d(3), nn.BatchNorm1d(3)
+    ours, theirs = kind(3), nn.BatchNorm1d(3)
     torch.testing.assert_close(ours(features), theirs(features))
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    torch.testing.assert_close(ours.eval()(features[:1]), theirs.eval()(features[:1]))
+
+
+def test_synchronised_norms_keep_their_settings_and_know_which_are_over_voxels():
+    block = conv_block(spconv.SubMConv3d(3, 4, 3, indice_key="a"), partial(VoxelBatchNorm1d, eps=1e-3, momentum=0.01))
+    model = nn.Sequential(block, nn.Sequential(nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5)))
+    nn.init.normal_(block[1].running_mean)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert synchronise_batch_norm(model) is model
+    assert [type(norm) for norm in (model[0][1], model[1][1])] == [SyncVoxelBatchNorm, nn.SyncBatchNorm]
+    assert (model[0][1].eps, model[0][1].momentum) == (1e-3, 0.01)
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("here", "elsewhere"), [(0, 1), (1, 0), (0, 2), (1, 1)])
+def test_voxels_of_all_processes_are_counted(monkeypatch, here, elsewhere):
+    seen = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "all_reduce", lambda count: count.add_(elsewhere))
+    monkeypatch.setattr(nn.SyncBatchNorm, "forward", lambda norm, input: seen.append(input.dtype) or input)
+    out = SyncVoxelBatchNorm(3).train()(torch.ones(here, 3, dtype=torch.bfloat16))
+    assert out.shape == (here, 3)
+    assert out.dtype == torch.bfloat16
+    gathered = torch.bfloat16 if here else torch.float32  # with nothing to measure, the type of the others' statistics
+    assert seen == ([] if here + elsewhere < 2 else [gathered])
 
 
 @pytest.mark.parametrize("is_strided", [False, True])

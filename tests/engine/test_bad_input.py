@@ -5,15 +5,18 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_world import PROJECT, SHIPPED, Outcome, command, environment
+from tiny_world import PROJECT, SHIPPED, Outcome, command, contents, environment
 
 from cakdp_ext.datasets import make_infos
 
 pytestmark = pytest.mark.xdist_group("engine")
 
+HERE = Path(__file__).parent
+TOOLS = ["train", "test", "score_filters", "prune", "compress"]
 LAYOUT = "set DATA_PATH to the folder that holds these"
 
 
@@ -182,13 +185,13 @@ def test_compress_looks_for_teacher_and_student_before_it_scores(trained, key):
     assert not trained.run("second_cakdp", "early").scores.exists()
 
 
-@pytest.mark.parametrize("tool", ["train", "score_filters", "prune", "compress", "test"])
+@pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.parametrize(
     ("section", "valid"), [("DISTILL", "TEACHER, METHOD, ALPHA"), ("PRUNING", "KEEP_RATIO, STUDENT, MIN_FILTERS")]
 )
 def test_unknown_key_of_our_sections_is_named_with_file_and_valid_keys(compressed, tmp_path, tool, section, valid):
     cfg = compressed.variant("second_cakdp", tmp_path, {"MODEL": {section: {"KEEPRATIO": 0.5}}})
-    options = ["--cfg", cfg, "--workers", 0, "--output_dir", tmp_path / "output"]
+    options = ["--cfg", cfg, "--output_dir", tmp_path / "output"]
     if tool == "test":
         options += ["--ckpt", compressed.run("second_cakdp").path]
     error = command(tool, *options).error
@@ -286,7 +289,7 @@ def test_stage_before_its_turn_says_what_to_run(trained, tool, missing):
         (("--epochs", 0), "epochs of a training must be at least 1, got 0"),
         (("--ckpt_save_interval", 0), "save_every of a training must be at least 1"),
         (("--logger_iter_interval", 0), "log_every of a training must be at least 1"),
-        (("--batch_size", 0), "batch_size"),
+        (("--batch_size", 0), "--batch_size must be at least 1, got 0"),
         (("--device", "banana"), "--device banana is none that PyTorch knows"),
         (("--set", "OPTIMIZATION.LR", 0.0), "LR must be positive"),
         (("--set", "OPTIMIZATION.PCT_START", 1.0), "PCT_START must be at least 0 and below 1"),
@@ -297,6 +300,26 @@ def test_stage_before_its_turn_says_what_to_run(trained, tool, missing):
 def test_flags_that_make_no_sense(trained, options, message):
     assert message in trained.command("train", "second", *options, tag="flags").error
     assert not trained.run("second", "flags").ckpt.exists()
+
+
+def test_command_without_spconv_says_what_to_install(compressed):
+    before = contents(compressed.copy_run("second_cakdp", "no_spconv"))
+    commands = [(tool, *compressed.argv(tool, "second_cakdp", "no_spconv")) for tool in TOOLS]
+    code = f"""
+import sys
+sys.modules["spconv"] = None
+from tiny_world import command
+for words in {commands}:
+    print(command(*words).error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(TOOLS)
+    for line in lines:
+        assert line.startswith("error: spconv 2 cannot be imported (")
+        assert "pip install spconv==2.3.8 for CPU, spconv-cu124==2.3.8 or spconv-cu126==2.3.8 for CUDA" in line
+    assert contents(compressed.run("second_cakdp", "no_spconv")) == before
 
 
 def test_yaml_of_a_data_set_where_a_model_is_wanted(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tiny_world import command, tool
 from torch._utils import ExceptionWrapper
 
 from cakdp_ext.config import ConfigError
@@ -49,3 +50,40 @@ def test_interrupting_says_how_to_go_on(capsys):
 
     assert run_command(stop, []) == 130
     assert "run the same command again to go on" in capsys.readouterr().err
+
+
+TRAIN_FLAGS = (
+    "--batch_size 4 --epochs 2 --workers 0 --extra_tag t --ckpt a.pth --pretrained_model b.pth --launcher pytorch "
+    "--tcp_port 18888 --sync_bn --fix_random_seed --ckpt_save_interval 1 --local_rank 0 --max_ckpt_save_num 30 "
+    "--max_waiting_mins 0 --start_epoch 0 --num_epochs_to_eval 0 --save_to_file --use_tqdm_to_record "
+    "--logger_iter_interval 50 --ckpt_save_time_interval 300 --wo_gpu_stat --use_amp --set OPTIMIZATION.LR 0.1"
+)
+TEST_FLAGS = (
+    "--batch_size 4 --workers 0 --extra_tag t --launcher slurm --tcp_port 18888 --local_rank 0 --eval_tag t "
+    "--eval_all --ckpt_dir c --max_waiting_mins 30 --start_epoch 3 --save_to_file --infer_time "
+    "--set OPTIMIZATION.LR 0.1"
+)
+
+
+@pytest.mark.parametrize(("name", "flags"), [("train", TRAIN_FLAGS), ("test", TEST_FLAGS)])
+def test_flags_of_openpcdets_scripts_are_taken(name, flags):
+    outcome = command(name, "--cfg_file", "cfgs/nothing.yaml", *flags.split())
+    assert "cfgs/nothing.yaml" in outcome.error
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("train", "--merge_all_iters_to_one_epoch", "unrecognized arguments: --merge_all_iters_to_one_epoch"),
+        ("prune", "--device cuda", "unrecognized arguments: --device cuda"),
+        ("prune", "--workers 2", "unrecognized arguments: --workers 2"),
+        ("test", "--start_epoch 3", "go with --eval_all"),
+        ("test", "--max_waiting_mins 3", "go with --eval_all"),
+        ("test", "--ckpt_dir c", "go with --eval_all"),
+    ],
+)
+def test_flags_that_would_have_no_effect_are_refused(capsys, name, flags, message):
+    with pytest.raises(SystemExit) as stopped:
+        tool(name).main(["--cfg", "cfgs/nothing.yaml", *flags.split()])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,17 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from tiny_world import PROJECT, environment, scalars
 
 from cakdp_ext.config import ConfigError
 from cakdp_ext.datasets import collate, make_infos
-from cakdp_ext.engine.build import build_student
+from cakdp_ext.engine.build import build_full, build_student
 from cakdp_ext.engine.checkpoint import read_checkpoint
 from cakdp_ext.engine.data import EpochSampler, build_split
-from cakdp_ext.engine.distributed import Workers, gather, mean_over_workers
+from cakdp_ext.engine.distributed import Workers, _pick_device, gather, mean_over_workers, torchrun_environment
 from cakdp_ext.engine.prune import score
 from cakdp_ext.engine.runs import RunFolder
-from cakdp_ext.engine.train import TrainRequest, train
+from cakdp_ext.engine.train import TrainRequest, _wrapped, train
 from cakdp_ext.pruning import load_plan
 
 pytestmark = pytest.mark.xdist_group("engine")
@@ -160,3 +162,72 @@ def test_both_processes_test_the_epoch_that_the_first_one_has_just_written(train
     run = trained.run("second", "pair")
     assert [path.name for path in run.checkpoints()] == ["checkpoint_epoch_1.pth"]
     assert (run.evaluation("1", "val", "default") / "metrics.json").is_file()
+
+
+def test_what_no_checkpoint_holds_is_not_sent_to_the_other_processes(world):
+    config = world.config("second")
+    model = build_full(config, build_split(config, "val").geometry)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        sent = {id(buffer) for buffer in _wrapped(model, Workers(0, 2, torch.device("cpu")), False).modules_buffers}
+    finally:
+        dist.destroy_process_group()
+    assert id(model.dense_head.anchors) not in sent
+    assert sent == {id(value) for name, value in model.named_buffers() if name in model.state_dict()}
+    assert sent
+
+
+SLURM = {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "gpu[03-05,11],cpu1"}
+
+
+@pytest.mark.parametrize(
+    ("hosts", "first"),
+    [
+        ("gpu7", "gpu7"),
+        ("gpu7,gpu8", "gpu7"),
+        ("gpu[03-05,11],cpu1", "gpu03"),
+        ("gpu[11,03]", "gpu11"),
+        ("rack[1-2]gpu[3,5].site", "rack1gpu3.site"),
+    ],
+)
+def test_slurms_variables_in_torchruns_words(hosts, first):
+    assert torchrun_environment({**SLURM, "SLURM_STEP_NODELIST": hosts}, 18888) == {
+        "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": first, "MASTER_PORT": "18888",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SLURM)
+def test_slurm_that_is_not_there_is_named(name):
+    slurm = {key: value for key, value in SLURM.items() if key != name}
+    with pytest.raises(ValueError, match=f"--launcher slurm, but {name} is not set; start the command with srun"):
+        torchrun_environment(slurm, 18888)
+
+
+def test_processes_of_slurm_find_each_other():
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    code = f"""
+from cakdp_ext.engine.distributed import gather, workers
+with workers("cpu", "slurm", {port}) as place:
+    print(place.rank, gather("rank %d" % place.rank))
+"""
+    slurm = {"SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "localhost"}
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], env={**environment(), **slurm, "SLURM_PROCID": str(rank)},
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    outputs = [task.communicate(timeout=TIMEOUT)[0] for task in tasks]
+    for rank, output in enumerate(outputs):
+        assert f"{rank} ['rank 0', 'rank 1']" in output
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(4, 3), (1, 0)])
+def test_process_takes_its_own_gpu_or_the_only_one_that_slurm_shows(monkeypatch, visible, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    assert _pick_device(None, 3) == torch.device("cuda", expected)
+    assert _pick_device("cuda:2", 3) == torch.device("cuda", 2)

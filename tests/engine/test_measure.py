@@ -20,6 +20,7 @@ from cakdp_ext.engine.build import (
 )
 from cakdp_ext.engine.checkpoint import CheckpointError, write_checkpoint
 from cakdp_ext.engine.data import build_split
+from cakdp_ext.engine.evaluate import seconds_per_frame
 from cakdp_ext.engine.measure import cost_frames, measure_cost
 from cakdp_ext.pruning import count_macs, count_parameters, masked, plan_to_dict, save_plan
 
@@ -141,3 +142,16 @@ def test_example_reaches_every_layer_and_leaves_the_random_numbers_alone(frames)
     assert len(batch.voxels) == len(batch.voxel_coords) == len(batch.voxel_coords.unique(dim=0))
     size = torch.tensor(frames.geometry.grid_size[::-1])
     assert (batch.voxel_coords[:, 1:] < size).all()
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        ([[5.0]], 5.0),
+        ([[9.0, 1.0, 3.0]], 2.0),
+        ([[9.0] * 2 + [1.0] * 18], 1.0),
+        ([[9.0, 1.0], [8.0, 3.0], []], 2.0),
+    ],
+)
+def test_time_of_a_frame_leaves_the_first_tenth_of_each_process_out(shares, expected):
+    assert seconds_per_frame(shares) == expected

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from tiny_world import STEPS, command, start
+from tiny_world import STEPS, command, contents, start
 
 from cakdp_ext.engine.checkpoint import read_checkpoint
 from cakdp_ext.pruning import load_plan, load_scores, save_plan
@@ -44,30 +44,25 @@ def differing(one, two, path=""):
     return [] if one == two else [path]
 
 
-def contents(folder):
-    """Every file of a run but its logs, with what it holds."""
-    files = (path for path in folder.path.rglob("*") if path.is_file() and path.suffix != ".log")
-    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
-
-
-@pytest.mark.parametrize("name", ["second_cakdp", "voxel_rcnn"])
-def test_training_killed_within_an_epoch_ends_with_exactly_the_same_weights(compressed, name):
+@pytest.mark.parametrize(("name", "workers"), [("second_cakdp", 0), ("voxel_rcnn", 0), ("voxel_rcnn", 1)])
+def test_training_killed_within_an_epoch_ends_with_exactly_the_same_weights(compressed, name, workers):
     # The one has a plan, a teacher and an IoU head; the other dropout and randomly sampled RoIs.
     options = ["--epochs", 2, "--batch_size", 1, "--ckpt_save_time_interval", 0, "--num_epochs_to_eval", 0]
+    options += ["--workers", workers]
     if name == "second_cakdp":
         options += ["--set", "MODEL.PRUNING.PLAN", compressed.run(name).plan]
-    whole, killed = compressed.run(name, "whole"), compressed.run(name, "killed")
-    assert compressed.command("train", name, *options, tag="whole").code == 0
+    whole, killed = (compressed.run(name, f"{tag}_{workers}") for tag in ("whole", "killed"))
+    assert compressed.command("train", name, *options, tag=whole.path.name).code == 0
 
     latest, middle = killed.ckpt / "latest_model.pth", 3
-    process = start("train", *compressed.argv("train", name, "killed"), *options)
+    process = start("train", *compressed.argv("train", name, killed.path.name), *options)
     kill_once(process, lambda: latest.is_file() and read_checkpoint(latest)["it"] >= middle)
     found = read_checkpoint(latest)
     assert (found["epoch"], found["it"]) == (0, found["step_in_epoch"])
     assert middle <= found["it"] < 2 * STEPS, "it must be killed within the first epoch"
     assert killed.checkpoints() == []
 
-    outcome = compressed.command("train", name, *options, tag="killed")
+    outcome = compressed.command("train", name, *options, tag=killed.path.name)
     assert outcome.code == 0, outcome.err
     assert f"resumed at epoch 0, step {found['it']}" in outcome.out
     one, two = (read_checkpoint(folder.ckpt / "checkpoint_epoch_2.pth") for folder in (whole, killed))
@@ -95,9 +90,9 @@ def test_scoring_killed_between_frames_gives_the_same_scores(compressed):
 
 
 def test_scoring_again_counts_no_frame_twice(compressed):
-    run = compressed.run("second_cakdp")
+    run = compressed.copy_run("second_cakdp", "scored")
     before = run.scores.read_bytes()
-    outcome = compressed.command("score_filters", "second_cakdp")
+    outcome = compressed.command("score_filters", "second_cakdp", tag="scored")
     assert outcome.code == 0, outcome.err
     assert run.scores.read_bytes() == before
 
@@ -115,43 +110,45 @@ def test_scoring_again_counts_no_frame_twice(compressed):
         (("--seed", 7), "was trained with --seed 666, now 7 is asked for"),
     ],
 )
-def test_resume_refuses_another_length_and_changes_nothing(trained, options, message):
-    run = trained.run("second")
+def test_resume_refuses_another_length_and_changes_nothing(trained, tmp_path, options, message):
+    run = trained.copy_run("second", tmp_path.name)
     before = contents(run)
-    outcome = trained.command("train", "second", "--num_epochs_to_eval", 0, *options)
+    outcome = trained.command("train", "second", "--num_epochs_to_eval", 0, *options, tag=run.path.name)
     assert message in outcome.error
     assert "use another --extra_tag" in outcome.error
     assert contents(run) == before
 
 
 def test_refused_resume_keeps_the_yaml_that_the_run_was_made_with(trained, tmp_path):
-    run = trained.run("second")
+    run = trained.copy_run("second", "longer")
     before = contents(run)
     longer = trained.variant("second", tmp_path, {"OPTIMIZATION": {"NUM_EPOCHS": 3}})
-    outcome = command("train", "--cfg", longer, "--output_dir", trained.root / "output", "--workers", 0)
+    argv = [*trained.argv("train", "second", "longer"), "--cfg", longer]
+    outcome = command("train", *argv)
     assert "this one has 12 of 2" in outcome.error
     assert contents(run) == before
 
 
 def test_resume_refuses_another_plan_and_changes_nothing(compressed, tmp_path):
-    run = compressed.run("second_cakdp")
+    run = compressed.copy_run("second_cakdp", "other_plan")
     plan = load_plan(run.plan)
     layer, kept = next(iter(plan.keep_indices.items()))
     other = PruningPlan({**plan.keep_indices, layer: kept[1:]}, plan.num_filters, plan.fingerprint, plan.source)
     save_plan(tmp_path / "other.json", other)
     before = contents(run)
-    outcome = compressed.command("train", "second_cakdp", "--set", "MODEL.PRUNING.PLAN", tmp_path / "other.json")
+    options = ("--set", "MODEL.PRUNING.PLAN", tmp_path / "other.json")
+    outcome = compressed.command("train", "second_cakdp", *options, tag="other_plan")
     assert "was cut by another plan; use another --extra_tag" in outcome.error
     assert contents(run) == before
 
 
 def test_resume_takes_the_same_cut_from_another_file(compressed, tmp_path):
-    plan = load_plan(compressed.run("second_cakdp").plan)
+    plan = load_plan(compressed.copy_run("second_cakdp", "same_cut").plan)
     save_plan(
         tmp_path / "copy.json", PruningPlan(plan.keep_indices, plan.num_filters, plan.fingerprint, {"by": "hand"})
     )
     options = ("--num_epochs_to_eval", 0, "--set", "MODEL.PRUNING.PLAN", tmp_path / "copy.json")
-    outcome = compressed.command("train", "second_cakdp", *options)
+    outcome = compressed.command("train", "second_cakdp", *options, tag="same_cut")
     assert outcome.code == 0, outcome.err
     assert "resumed at epoch 1" in outcome.out
 

@@ -89,6 +89,17 @@ class SteepStudent(Student):
         return TrainingOutput({**super().forward(batch).losses, "root": root})
 
 
+class NormedStudent(Student):
+    """Its outputs go through a norm."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, batch):
+        return TrainingOutput({"pull": self.norm(self.layer(batch.voxels[:, 0])).square().mean()})
+
+
 @pytest.mark.parametrize("clip", [0.0, 10.0])
 def test_gradient_that_is_not_finite_stops_before_the_step_and_names_its_frames(tmp_path, clip):
     first = [f"{index:06d}" for _, index in EpochSampler(NUM_FRAMES, PLACE, 0, BATCH_SIZE)][:BATCH_SIZE]
@@ -267,6 +278,49 @@ def test_stopped_after_the_last_step_of_an_epoch_repeats_no_step(tmp_path):
     resumed.fit()
     assert torch.equal(weights(again), weights(whole))
     assert read_checkpoint(tmp_path / "other")["it"] == 2 * STEPS
+
+
+def test_steps_that_a_resume_takes_again_are_shown_once(tmp_path):
+    stopped, folder = trainer(tmp_path, Student()), tmp_path / "tensorboard"
+
+    def save_the_first_and_stop_at_the_second():
+        if stopped.position.iteration == 2:
+            raise KeyboardInterrupt
+        stopped.save(stopped.run.ckpt / "latest_model.pth")
+
+    stopped._save_in_time = save_the_first_and_stop_at_the_second
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit()
+    assert [step for step, _ in scalars(folder)["train/loss"]] == [1, 2]
+    (events,) = folder.iterdir()
+    events.rename(folder / "events.out.tfevents.0")  # files are told apart by the second that they were made in
+    resumed = trainer(tmp_path, Student())
+    assert resumed.resume()
+    resumed.fit()
+    assert [step for step, _ in scalars(folder)["train/loss"]] == [1, 2, 3]
+
+
+def test_a_named_checkpoint_is_gone_on_from_instead_of_the_newest(tmp_path):
+    whole, again = Student(), Student()
+    trainer(tmp_path, whole, epochs=3).fit()
+    loop = trainer(tmp_path, again, epochs=3)
+    assert loop.resume(tmp_path / "ckpt" / "checkpoint_epoch_1.pth")
+    assert (loop.position.epoch, loop.position.iteration) == (1, STEPS)
+    loop.fit()
+    assert torch.equal(weights(again), weights(whole))
+    with pytest.raises(
+        CheckpointError, match=r"the checkpoint to resume .*checkpoint_epoch_1\.pth belongs to a training"
+    ):
+        trainer(tmp_path, Student(), epochs=4).resume(tmp_path / "ckpt" / "checkpoint_epoch_1.pth")
+
+
+@pytest.mark.parametrize(("norm", "takes_part"), [(nn.BatchNorm1d, False), (nn.SyncBatchNorm, True)])
+def test_every_process_measures_norms_again_that_are_synchronised(tmp_path, norm, takes_part):
+    student = NormedStudent(norm(1))
+    loop = trainer(tmp_path, student, optimization=OptimizationConfig(lr=0.01, bn_calibration_steps=2))
+    loop.place = replace(PLACE, rank=1, world_size=2)
+    loop._calibrate(1)
+    assert bool(student.norm.num_batches_tracked) == takes_part
 
 
 def test_resume_refuses_another_batch_size_though_the_steps_are_as_many(tmp_path):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from cakdp_ext.config import load_config, merge
 from cakdp_ext.datasets import make_infos
@@ -90,13 +90,18 @@ class World:
     def argv(self, tool: str, name: str, tag: str) -> list[str]:
         """The flags that every test passes."""
         argv = ["--cfg", self.cfg(name), "--extra_tag", tag, "--output_dir", str(self.root / "output")]
-        return [*argv, "--workers", "0", "--device", "cpu"]
+        return argv if tool == "prune" else [*argv, "--workers", "0", "--device", "cpu"]
 
     def variant(self, name: str, folder: Path, tree: dict[str, Any], title: str | None = None) -> str:
         """Write a configuration that changes some keys of another one and give its path."""
         path = folder / "cfgs" / "tiny" / f"{title or name}.yaml"
         write_yaml(path, {"_BASE_CONFIG_": self.cfg(name), **tree})
         return str(path)
+
+    def copy_run(self, name: str, tag: str) -> RunFolder:
+        """Copy a run to where a test may go on with it."""
+        shutil.copytree(self.run(name).path, self.run(name, tag).path)
+        return self.run(name, tag)
 
     def copy_data(self, folder: Path) -> Path:
         """Copy the data set to where a test may damage it."""
@@ -185,8 +190,17 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
+def contents(run: RunFolder) -> dict[Path, tuple[int, bytes]]:
+    """Read every file of a run but its logs, with the time when it was written."""
+    files = (path for path in run.path.rglob("*") if path.is_file() and path.suffix != ".log")
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Read the scalars of a TensorBoard folder: tag -> (step, value), by the format of its record files."""
+    """Read what TensorBoard shows of a folder: tag -> (step, value), by the format of its record files.
+
+    A session that starts at a step hides what was written for that step and later ones before.
+    """
     found: dict[str, list[tuple[int, float]]] = {}
     for path in sorted(folder.glob("events.out.tfevents.*")):
         content, at = path.read_bytes(), 0
@@ -194,6 +208,8 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
             (length,) = struct.unpack_from("<Q", content, at)
             event = Event.FromString(content[at + 12 : at + 12 + length])
             at += 12 + length + 4
+            if event.session_log.status == SessionLog.START:
+                found = {tag: [row for row in rows if row[0] < event.step] for tag, rows in found.items()}
             for value in event.summary.value:
                 found.setdefault(value.tag, []).append((event.step, value.simple_value))
     return found

@@ -17,6 +17,8 @@ from cakdp_ext.ops import native
 from cakdp_ext.ops.reference import nms as reference
 
 ROOT = Path(__file__).resolve().parents[2]
+without_cuda = pytest.mark.skipif(torch.version.cuda is not None, reason="this PyTorch has CUDA")
+ONE = torch.zeros(1, dtype=torch.int64)
 needs_native = pytest.mark.skipif(bool(native.REASON), reason=f"native ops: {native.REASON}")
 
 
@@ -24,6 +26,17 @@ def arguments(device, dtype):
     boxes = random_boxes(6, 0).to(device, dtype)
     coords = torch.tensor([[0, 1, 1, 1], [0, 1, 1, 2]], device=device)
     xyz = torch.rand(2, 3, device=device, dtype=dtype)
+    one = torch.tensor([2], device=device)
+    two_rows = torch.rand(2, 5, device=device, dtype=dtype, requires_grad=True)
+    index = torch.tensor([[0, 1, 0], [1, 1, 1]], device=device)
+    weights = torch.rand(2, 3, device=device, dtype=dtype, requires_grad=True)
+    grouped = torch.rand(2, 5, 3, device=device, dtype=dtype, requires_grad=True)
+    points = boxes[:, :3].contiguous()
+    counts = torch.tensor([4, 2], device=device)
+    lists = tuple(
+        torch.tensor(rows, device=device) for rows in ([0, 2, 4, 5, 5, 5], [2, 2, 1, 0, 0, 1], [0, 3, 1, 2, 2, 5])
+    )
+    features = torch.rand(6, 5, device=device, dtype=dtype, requires_grad=True)
     return {
         "boxes_overlap_bev": (boxes, boxes[:4]),
         "boxes_overlap_bev_aligned": (boxes, boxes.flip(0)),
@@ -35,6 +48,21 @@ def arguments(device, dtype):
         "nms_sorted": (boxes, torch.arange(6, device=device) // 4, 0.1),
         "points_in_boxes": (boxes[None, :, :3].contiguous(), boxes[None]),
         "voxel_query": (coords, xyz, coords, xyz, [3, 3, 3], 1, [1, 1, 1], 2.0, 4),
+        "farthest_point_sampling": (xyz, one, [3]),
+        "ball_query": (xyz, one, xyz, one, [0.5, 2.0], [2, 4]),
+        "group_points": (two_rows, index, torch.tensor([False, True], device=device)),
+        "group_points_backward": (grouped, index, None, 4),
+        "three_nn": (xyz, one, xyz, one),
+        "three_interpolate": (two_rows, index, weights),
+        "three_interpolate_backward": (two_rows, index, weights, 4),
+        "neighbors_in_boxes": (points, counts, boxes, counts, -1),
+        "neighbors_in_balls": (points, counts, points, counts, 3.0, 2),
+        "three_nn_local": (points, points[:, None].repeat(1, 4, 1), *lists),
+        "group_by_cell": (points, boxes, *lists, [2, 3, 1]),
+        "pool_cells_mean": (features, *lists),
+        "pool_cells_mean_backward": (features.detach(), *lists, 7),
+        "pool_cells_max": (features, *lists),
+        "pool_cells_max_backward": (features.detach(), torch.arange(-1, 29, device=device).view(6, 5) // 5, 6),
     }
 
 
@@ -88,6 +116,14 @@ def test_native_and_reference_keep_the_same_of_a_thousand():
         (lambda o: o.nms_sorted(torch.zeros(2, 7), torch.zeros(3, dtype=torch.int64), 0.5), "groups must have shape"),
         (lambda o: o.nms_sorted(torch.zeros(2, 7), torch.zeros(2), 0.5), "groups must be Long"),
         (lambda o: o.points_in_boxes(torch.zeros(1, 2, 3), torch.zeros(1, 2, 7).double()), "must share a dtype"),
+        (lambda o: o.neighbors_in_boxes(torch.zeros(2, 3), ONE, torch.zeros(2, 7), ONE[:0], -1), "region_counts must"),
+        (lambda o: o.neighbors_in_balls(torch.zeros(2, 2), ONE, torch.zeros(2, 3), ONE, 1.0, -1), "points must have"),
+        (lambda o: o.three_nn_local(torch.zeros(2, 3), torch.zeros(2, 1, 3), ONE, ONE, ONE), "start must have shape"),
+        (lambda o: o.group_by_cell(torch.zeros(2, 3), torch.zeros(1, 7), ONE, ONE, ONE, [1, 0, 1]), "positive numbers"),
+        (lambda o: o.pool_cells_mean(torch.zeros(2, 3), ONE, ONE, ONE.int()), "must be Long, got Int"),
+        (lambda o: o.pool_cells_max(torch.zeros(2, 3), ONE, ONE[:0], ONE), "length must have shape"),
+        (lambda o: o.pool_cells_mean_backward(torch.zeros(2, 3), ONE, ONE, ONE, 2), "grad must have one row a cell"),
+        (lambda o: o.pool_cells_max_backward(torch.zeros(2, 3), ONE.view(1, 1), 2), "winner must have shape"),
     ],
 )
 def test_a_direct_call_refuses_what_would_read_out_of_bounds(call, message):
@@ -95,7 +131,13 @@ def test_a_direct_call_refuses_what_would_read_out_of_bounds(call, message):
         call(torch.ops.cakdp)
 
 
+needs_cpu_kernels = pytest.mark.skipif(
+    native.EXTENSION != "cakdp_ext._C", reason="CUDA kernels ignore what lies outside, to tell would cost a wait"
+)
+
+
 @needs_native
+@needs_cpu_kernels
 @pytest.mark.parametrize("coords", [[2, 0, 0, 0], [0, 3, 0, 0], [0, 0, -1, 0], [0, 0, 0, 3]])
 def test_a_direct_voxel_query_refuses_voxels_outside_the_grid(coords):
     voxels, xyz = torch.tensor([coords]), torch.zeros(1, 3)
@@ -155,6 +197,11 @@ def test_an_extension_that_lacks_an_op_is_not_used(monkeypatch):
         ({"CAKDP_BUILD": "auto", "CXX": "no-such-compiler"}, 0, "there is no C++ compiler (no-such-compiler)"),
         ({"CAKDP_BUILD": "1", "CXX": "no-such-compiler"}, 1, "CAKDP_BUILD=1, but there is no C++ compiler"),
         ({"CAKDP_BUILD": "maybe"}, 1, "CAKDP_BUILD must be auto, 0 or 1, got 'maybe'"),
+        ({"CAKDP_CUDA": "0"}, 0, "CUDA kernels: no, CAKDP_CUDA=0"),
+        ({"CAKDP_CUDA": "-1"}, 1, "CAKDP_CUDA must be auto, 0 or 1, got '-1'"),
+        pytest.param(
+            {"CAKDP_CUDA": "1"}, 1, "CAKDP_CUDA=1, but this PyTorch is built without CUDA", marks=without_cuda
+        ),
     ],
 )
 def test_setup_says_whether_native_ops_are_built(environment, code, said):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cakdp_ext import ops
+from cakdp_ext.ops import native
 from cakdp_ext.ops.reference import voxel_query as reference
 
 pytestmark = pytest.mark.usefixtures("implementation")
@@ -80,7 +81,7 @@ def test_neighbours_are_those_of_three_loops(device, dtype, ranges, radius, num_
 def test_blocks_of_the_reference_leave_no_seam(monkeypatch):
     monkeypatch.setattr(reference, "DENSE_LIMIT", 500)
     given = scene(1)
-    index, empty = reference.voxel_query(*given, reference.Neighbourhood(SHAPE, (1, 2, 3), 0.5, 6))
+    index, empty = reference.voxel_query(*given, 2, reference.Neighbourhood(SHAPE, (1, 2, 3), 0.5, 6))
     assert (index.tolist(), empty.tolist()) == triple_loop(*given, (1, 2, 3), 0.5, 6)
 
 
@@ -143,6 +144,28 @@ def test_memory_does_not_grow_with_the_volume_of_the_grid(device):
     assert (index.tolist(), empty.tolist()) == ([[0] * 6], [False])
 
 
+def test_voxels_outside_the_grid_are_not_found_where_they_are_no_error(device, dtype, implementation):
+    """On CUDA, where to tell the caller would make the host wait."""
+    queries, query_xyz, coords, xyz = scene(7)
+    rng = np.random.default_rng(8)
+    moved = torch.from_numpy(rng.permutation(len(coords))[:90])
+    coords[moved[:60]] += torch.from_numpy(rng.integers(-12, 12, (60, 4)))
+    coords[moved[60:], 0] = 2
+    inside = ((coords >= 0) & (coords < torch.tensor([2, *SHAPE]))).all(1)
+    wanted_index, wanted_empty = triple_loop(
+        queries, query_xyz, torch.where(inside[:, None], coords, -9), xyz, (1, 2, 3), 0.5, 6
+    )
+    given = [tensor.to(device) for tensor in (queries, query_xyz.to(dtype), coords, xyz.to(dtype))]
+    if implementation == "reference":
+        index, empty = reference.voxel_query(*given, 2, reference.Neighbourhood(SHAPE, (1, 2, 3), 0.5, 6))
+    elif device.type == "cpu" and native.EXTENSION == "cakdp_ext._C":
+        pytest.skip("an error on CPU")
+    else:
+        index, empty = torch.ops.cakdp.voxel_query(*given, SHAPE, 2, (1, 2, 3), 0.5, 6)
+    assert (index.tolist(), empty.tolist()) == (wanted_index, wanted_empty)
+    assert 20 < inside.sum() < len(coords) - 20
+
+
 def test_wrong_arguments_are_named(device):
     queries, query_xyz, coords, xyz = (tensor.to(device) for tensor in scene(5))
     settings = (SHAPE, 2, (1, 1, 1), 0.5, 4)
@@ -156,8 +179,11 @@ def test_wrong_arguments_are_named(device):
         ops.voxel_query(queries, query_xyz, coords, xyz.float(), *settings)
     with pytest.raises(ValueError, match="queries and voxel_coords must be on one device"):
         ops.voxel_query(queries, query_xyz, coords.to("meta"), xyz, *settings)
+
+
+def test_voxels_outside_the_grid_are_refused_on_cpu():
     with pytest.raises(ValueError, match=r"voxel_coords must lie within batch, z, y, x sizes \(1, 5, 9, 11\)"):
-        ops.voxel_query(queries, query_xyz, coords, xyz, SHAPE, 1, *settings[2:])
+        run(scene(5), torch.device("cpu"), torch.float32, batch_size=1)
 
 
 @pytest.mark.parametrize(

@@ -44,13 +44,37 @@ def test_only_the_plugin_imports_openpcdet():
             assert not [n for n in names if n.split(".")[0] == "pcdet"], path
 
 
-def test_importing_the_package_starts_no_cuda_and_loads_no_torch():
-    code = "import sys, cakdp_ext; assert 'torch' not in sys.modules; print(cakdp_ext.__version__)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_importing_the_package_loads_no_torch():
+    done = python("import sys, cakdp_ext; assert 'torch' not in sys.modules; print(cakdp_ext.__version__)")
     assert done.returncode == 0, done.stderr
-    code = "import torch, cakdp_ext.engine.train; assert not torch.cuda.is_initialized()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+
+
+IMPORT_ALL = """
+import importlib, pkgutil, spconv.pytorch, torch
+
+def start():
+    raise RuntimeError("CUDA was started")
+
+torch.cuda.is_available, torch.cuda.device_count, torch.cuda._lazy_init = lambda: True, lambda: 1, start
+import cakdp_ext
+
+for module in pkgutil.walk_packages(cakdp_ext.__path__, "cakdp_ext."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+print("imported", module.name)
+"""
+
+
+def test_importing_every_module_starts_no_cuda_where_there_is_a_device():
+    done = python(IMPORT_ALL)
     assert done.returncode == 0, done.stderr
+    assert "imported cakdp_ext.types" in done.stdout
+    control = python(IMPORT_ALL + "torch.cuda.init()")
+    assert "CUDA was started" in control.stderr
 
 
 @pytest.mark.parametrize("tool", sorted(p.name for p in (ROOT / "tools").glob("*.py")))
@@ -70,7 +94,7 @@ def test_every_tool_names_a_missing_yaml_in_one_line(tool, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("script", ["dist_train.sh", "dist_test.sh"])
+@pytest.mark.parametrize("script", ["dist_train.sh", "dist_test.sh", "dist_compress.sh"])
 def test_shell_scripts_explain_themselves(script):
     done = subprocess.run(["bash", ROOT / "tools" / script], capture_output=True, text=True)
     assert done.returncode == 2

@@ -35,8 +35,8 @@ class KittiDataset:
     OpenPCDet.
 
     Args:
-        data_cfg: the node ``DATA_CONFIG``, in OpenPCDet's keys; ``KEEP_POINTS: False`` leaves the raw points out of
-            the batches of detectors that need voxels only.
+        data_cfg: the node ``DATA_CONFIG``, in OpenPCDet's keys; ``KEEP_POINTS: True`` puts the points into the batch
+            beside the voxels, which are all that the detectors here take.
         class_names: classes to detect; their order gives the labels.
         training: whether frames are augmented.
         root: folder that a relative ``DATA_PATH`` starts from.
@@ -66,7 +66,7 @@ class KittiDataset:
         self.folder = KittiFolder(self.data_path, self.split)
         self.processor = PointProcessor.from_config(data_cfg, training)
         self._fov_only = bool(data_cfg.get("FOV_POINTS_ONLY", True))
-        self._keep_points = bool(data_cfg.get("KEEP_POINTS", True))
+        self._keep_points = bool(data_cfg.get("KEEP_POINTS", False))
         _check_items(data_cfg.get("GET_ITEM_LIST", ["points"]))
         self._infos = _load_infos(self.data_path, _info_names(data_cfg, self.split))
         self._augmentors: tuple[Augmentor, ...] = ()

@@ -29,7 +29,12 @@ class Neighbourhood:
 
 
 def voxel_query(
-    queries: Tensor, query_xyz: Tensor, voxel_coords: Tensor, voxel_xyz: Tensor, where: Neighbourhood
+    queries: Tensor,
+    query_xyz: Tensor,
+    voxel_coords: Tensor,
+    voxel_xyz: Tensor,
+    batch_size: int,
+    where: Neighbourhood,
 ) -> tuple[Tensor, Tensor]:
     """Look up, for each query and each row of the grid within range, the run of occupied voxels within reach.
 
@@ -39,8 +44,9 @@ def voxel_query(
     Args:
         queries: ``(Q, 4)`` int64 batch, z, y, x.
         query_xyz: ``(Q, 3)``.
-        voxel_coords: ``(V, 4)`` int64 batch, z, y, x, within the grid.
+        voxel_coords: ``(V, 4)`` int64 batch, z, y, x; one outside the grid is not found.
         voxel_xyz: ``(V, 3)``.
+        batch_size: number of frames.
         where: the neighbourhood.
 
     Returns:
@@ -50,7 +56,10 @@ def voxel_query(
     empty = torch.ones(len(queries), dtype=torch.bool, device=queries.device)
     if len(queries) == 0 or len(voxel_coords) == 0:
         return index, empty
-    keys, order = torch.sort(_row_key(voxel_coords, where) * where.spatial_shape[2] + voxel_coords[:, 3], stable=True)
+    sizes = voxel_coords.new_tensor((batch_size, *where.spatial_shape))
+    outside = ((voxel_coords < 0) | (voxel_coords >= sizes)).any(1)
+    keys = _row_key(voxel_coords, where) * where.spatial_shape[2] + voxel_coords[:, 3]
+    keys, order = torch.sort(keys.masked_fill(outside, int(sizes.prod())), stable=True)
     repeated = torch.zeros_like(keys, dtype=torch.bool)
     repeated[1:] = keys[1:] == keys[:-1]
     keys, order = keys[~repeated], order[~repeated]

@@ -52,7 +52,17 @@ def compile_one(source: Path, object_: Path) -> None:
     """Compile a .cu or .cpp file as C++, with the stand-in for CUDA's header before everything else."""
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"
     folders = [HERE, OPS / "include", OPS / "cuda", *include_paths(), sysconfig.get_path("include")]
-    flags = ["-x", "c++", "-std=c++20", "-O1", "-fPIC", "-DCAKDP_CUDA_ON_CPU", abi, *(f"-I{path}" for path in folders)]
+    flags = [
+        "-x",
+        "c++",
+        "-std=c++20",
+        "-O1",
+        "-ffp-contract=off",
+        "-fPIC",
+        "-DCAKDP_CUDA_ON_CPU",
+        abi,
+        *(f"-I{path}" for path in folders),
+    ]
     run(["g++", *flags, "-c", str(source), "-o", str(object_)], check=True)
 
 

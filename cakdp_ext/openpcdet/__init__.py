@@ -1,0 +1,1 @@
+"""How does it plug into OpenPCDet? The only place that knows its interfaces."""

@@ -1,0 +1,31 @@
+// Frames that lie one after another in one tensor.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <vector>
+
+namespace cakdp {
+
+// Where each frame begins and the last one ends: one number more than counts, which must add up to total.
+inline std::vector<int64_t> cloud_starts(const at::Tensor& counts, int64_t total, const char* name) {
+    const at::Tensor values = counts.contiguous();
+    std::vector<int64_t> starts{0};
+    for (int64_t i = 0; i < values.numel(); ++i) {
+        const int64_t count = values.const_data_ptr<int64_t>()[i];
+        TORCH_CHECK_VALUE(count >= 0 && count <= total - starts.back(), name, " must add up to ", total,
+                          " rows and hold no number below 0, got ", count, " at ", i);
+        starts.push_back(starts.back() + count);
+    }
+    TORCH_CHECK_VALUE(starts.back() == total, name, " must add up to ", total, " rows, got ", starts.back());
+    return starts;
+}
+
+// The frame of a row below the last start.
+inline int64_t cloud_of(const std::vector<int64_t>& starts, int64_t row) {
+    return std::upper_bound(starts.begin() + 1, starts.end() - 1, row) - starts.begin() - 1;
+}
+
+}  // namespace cakdp
