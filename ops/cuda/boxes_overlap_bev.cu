@@ -1,33 +1,33 @@
 // A warp a tile of 32 x 32 pairs, whose boxes it prepares once; most pairs of a scene are far apart, and only have
 // their zero written.
-#include "box_measures.h"
 #include "boxes_overlap_bev.h"
+
+#include "box_measures.h"
 #include "warp_pairs.h"
 
 namespace cakdp {
 namespace {
 
 template <class Measure, typename T>
-__global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
+__global__ void __launch_bounds__(kPairThreads)
     compare_tiles(const T* boxes1, const T* boxes2, int64_t rows, int64_t columns, T* out) {
-    __shared__ WarpPairs<T> tiles[kWarpsPerBlock];
+    __shared__ WarpPairs<T> tiles[kPairWarps];
     const int64_t across = (columns + kWarp - 1) / kWarp, tile = warp_index();
     const int64_t first_row = tile / across * kWarp, first_column = tile % across * kWarp;
     if (first_row >= rows) return;
     const int num_rows = static_cast<int>(smaller<int64_t>(kWarp, rows - first_row));
     const int num_columns = static_cast<int>(smaller<int64_t>(kWarp, columns - first_column));
-    const int lane = lane_index();
     WarpPairs<T>& pairs = tiles[threadIdx.x / kWarp];
-    if (lane < num_rows) pairs.rows[lane] = Measure::make(boxes1 + (first_row + lane) * kBoxNumbers);
-    if (lane < num_columns) pairs.columns[lane] = Measure::make(boxes2 + (first_column + lane) * kBoxNumbers);
+    if (lane() < num_rows) pairs.rows[lane()] = Measure::make(boxes1 + (first_row + lane()) * kBoxNumbers);
+    if (lane() < num_columns) pairs.columns[lane()] = Measure::make(boxes2 + (first_column + lane()) * kBoxNumbers);
     __syncwarp();
     const unsigned meeting = pairs.meeting_rows(num_rows, num_columns, T(Measure::kReach));
     T* corner = out + first_row * columns + first_column;
-    if (lane < num_columns)
+    if (lane() < num_columns)
         for (int r = 0; r < num_rows; ++r)
-            if (!(meeting >> r & 1)) corner[r * columns + lane] = 0;
+            if (!(meeting >> r & 1)) corner[r * columns + lane()] = 0;
     const int count = pairs.enqueue(meeting);
-    for (int i = lane; i < count; i += kWarp) {
+    for (int i = lane(); i < count; i += kWarp) {
         const int row = pairs.row_of(pairs.queue[i]), column = pairs.column_of(pairs.queue[i]);
         corner[row * columns + column] = Measure::of(pairs.rows[row], pairs.columns[column]);
     }
@@ -73,7 +73,8 @@ void compare_pairwise_cuda(const T* boxes1, const T* boxes2, int64_t rows, int64
                            bool compat, T* out, cudaStream_t stream) {
     const auto kernel = compat ? tiles_kernel<WithMargin, T>(measure) : tiles_kernel<Exact, T>(measure);
     const int64_t tiles = ((rows + kWarp - 1) / kWarp) * ((columns + kWarp - 1) / kWarp);
-    launch(kernel, blocks_for_warps(tiles), dim3(kWarp * kWarpsPerBlock), stream, boxes1, boxes2, rows, columns, out);
+    launch(kernel, blocks_of_warps(tiles, kPairThreads), dim3(kPairThreads), stream, boxes1, boxes2, rows, columns,
+           out);
 }
 
 template <typename T>

@@ -3,6 +3,7 @@
 // group settles what is left. No box is compared with one known to be suppressed in an earlier chunk, and memory grows
 // with the number of boxes, not with its square.
 #include "nms_sorted.h"
+
 #include "nms_workspace.h"
 #include "suppression.h"
 #include "warp_pairs.h"
@@ -46,9 +47,9 @@ __global__ void prepare(const T* boxes, const int64_t* groups, int64_t count, bo
 // Loads boxes from a place on that have so many left; gives how many the warp took.
 template <typename T>
 __device__ int load_tile(Box<T>* tile, const Box<T>* boxes, int64_t left) {
-    const int count = static_cast<int>(smaller<int64_t>(kWarp, left)), lane = lane_index();
+    const int count = static_cast<int>(smaller<int64_t>(kWarp, left));
     __syncwarp();
-    if (lane < count) tile[lane] = boxes[lane];
+    if (lane() < count) tile[lane()] = boxes[lane()];
     __syncwarp();
     return count;
 }
@@ -57,7 +58,7 @@ __device__ int load_tile(Box<T>* tile, const Box<T>* boxes, int64_t left) {
 template <class Rule, typename T, class Found>
 __device__ void for_suppressed(WarpPairs<T>& pairs, unsigned meeting, T iou_threshold, Found found) {
     const int count = pairs.enqueue(meeting);
-    for (int i = lane_index(); i < count; i += kWarp) {
+    for (int i = lane(); i < count; i += kWarp) {
         const int row = pairs.row_of(pairs.queue[i]), column = pairs.column_of(pairs.queue[i]);
         if (suppresses<Rule>(pairs.columns[column], pairs.rows[row], iou_threshold)) found(row, column);
     }
@@ -66,10 +67,9 @@ __device__ void for_suppressed(WarpPairs<T>& pairs, unsigned meeting, T iou_thre
 
 // A warp a word of the mask for each of 32 boxes.
 template <class Rule, typename T>
-__global__ void __launch_bounds__(kWarp* kWarpsPerBlock) mark_within_chunks(NmsWorkspace<T> work, T iou_threshold) {
-    __shared__ WarpPairs<T> tiles[kWarpsPerBlock];
+__global__ void __launch_bounds__(kPairThreads) mark_within_chunks(NmsWorkspace<T> work, T iou_threshold) {
+    __shared__ WarpPairs<T> tiles[kPairWarps];
     WarpPairs<T>& pairs = tiles[threadIdx.x / kWarp];
-    const int lane = lane_index();
     const int64_t units = int64_t{work.counts->chunks} * kTiles * kTiles;
     for (int64_t unit = warp_index(); unit < units; unit += warp_count()) {
         const Chunk chunk = work.chunks[unit / (kTiles * kTiles)];
@@ -79,21 +79,20 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock) mark_within_chunks(NmsW
         const int rows = load_tile(pairs.rows, boxes + tile * kWarp, chunk.size - tile * kWarp);
         const int columns = load_tile(pairs.columns, boxes + word * kWarp, chunk.size - word * kWarp);
         unsigned meeting = pairs.meeting_rows(rows, columns, T(Rule::kReach));
-        if (word == tile) meeting &= lane + 1 < kWarp ? ~0u << (lane + 1) : 0u;
-        pairs.bits[lane] = 0;
+        if (word == tile) meeting &= lane() + 1 < kWarp ? ~0u << (lane() + 1) : 0u;
+        pairs.bits[lane()] = 0;
         for_suppressed<Rule>(pairs, meeting, iou_threshold,
                              [&](int row, int column) { atomicOr(&pairs.bits[row], 1u << column); });
-        if (lane < rows) work.mask[chunk.mask_index(word, tile * kWarp + lane)] = pairs.bits[lane];
+        if (lane() < rows) work.mask[chunk.mask_index(word, tile * kWarp + lane())] = pairs.bits[lane()];
     }
 }
 
 // A warp compares 32 boxes of a chunk with a part of those kept before; the fewer the groups, the smaller the parts.
 template <class Rule, typename T>
-__global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
+__global__ void __launch_bounds__(kPairThreads)
     remove_by_kept(NmsWorkspace<T> work, int64_t number, T iou_threshold, int64_t post_max) {
-    __shared__ WarpPairs<T> tiles[kWarpsPerBlock];
+    __shared__ WarpPairs<T> tiles[kPairWarps];
     WarpPairs<T>& pairs = tiles[threadIdx.x / kWarp];
-    const int lane = lane_index();
     const int64_t num_groups = work.counts->groups, parts = larger<int64_t>(1, kComparingWarps / kTiles / num_groups);
     for (int64_t unit = warp_index(); unit < num_groups * kTiles * parts; unit += warp_count()) {
         const int64_t group = unit / (kTiles * parts), part = unit / kTiles % parts, num_kept = work.num_kept[group];
@@ -103,7 +102,7 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
         const Box<T>*boxes = work.boxes + chunk.first + tile * kWarp, *kept = work.kept + work.starts[group];
         const int rows = load_tile(pairs.rows, boxes, chunk.size - tile * kWarp);
         unsigned waiting = rows < kWarp ? (1u << rows) - 1 : ~0u;
-        if (lane == 0) pairs.bits[0] = 0;
+        if (lane() == 0) pairs.bits[0] = 0;
         for (int64_t first = part * kWarp; first < num_kept && waiting != 0; first += parts * kWarp) {
             const int columns = load_tile(pairs.columns, kept + first, num_kept - first);
             const unsigned meeting = pairs.meeting_rows(rows, columns, T(Rule::kReach)) & waiting;
@@ -111,20 +110,19 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
                                  [&](int row, int) { atomicOr(&pairs.bits[0], 1u << row); });
             waiting &= ~pairs.bits[0];
         }
-        if (lane < rows && !(waiting >> lane & 1)) work.removed[chunk.first + tile * kWarp + lane] = true;
+        if (lane() < rows && !(waiting >> lane() & 1)) work.removed[chunk.first + tile * kWarp + lane()] = true;
     }
 }
 
 // Of 32 boxes of which some are gone, those that stay: whoever has no undecided suppressor stays, whom it suppresses
 // goes, and so on. A lane's suppressors are lanes before it, so that each round decides at least one.
 __device__ inline unsigned settle_warp(unsigned suppressors, bool is_gone) {
-    const int lane = lane_index();
-    unsigned stay = 0, undecided = __ballot_sync(kAllLanes, !is_gone);
+    unsigned stay = 0, undecided = __ballot_sync(kWholeWarp, !is_gone);
     while (undecided != 0) {
-        const unsigned found = __ballot_sync(kAllLanes, (undecided >> lane & 1) && (suppressors & undecided) == 0);
+        const unsigned found = __ballot_sync(kWholeWarp, (undecided >> lane() & 1) && (suppressors & undecided) == 0);
         stay |= found;
         undecided &= ~found;
-        undecided &= ~__ballot_sync(kAllLanes, (suppressors & found) != 0);
+        undecided &= ~__ballot_sync(kWholeWarp, (suppressors & found) != 0);
     }
     return stay;
 }
@@ -134,7 +132,7 @@ template <typename T>
 __global__ void __launch_bounds__(kChunk)
     settle_chunk(NmsWorkspace<T> work, int64_t number, int64_t post_max, bool* stays) {
     __shared__ unsigned words[kTiles];
-    const int row = static_cast<int>(threadIdx.x), warp = row / kWarp, lane = lane_index();
+    const int row = static_cast<int>(threadIdx.x), warp = row / kWarp;
     for (int64_t group = blockIdx.x; group < work.counts->groups; group += gridDim.x) {
         const Chunk chunk = work.chunk_of(group, number);
         const int64_t kept_before = work.num_kept[group];
@@ -147,7 +145,7 @@ __global__ void __launch_bounds__(kChunk)
             if (word < warp && row < chunk.size) ahead = work.mask[chunk.mask_index(word + 1, row)];
             if (word == warp) {
                 const unsigned found = settle_warp(suppressors, is_gone);
-                if (lane == 0) words[word] = found;
+                if (lane() == 0) words[word] = found;
             }
             __syncthreads();
             if (word < warp) is_gone = is_gone || (suppressors & words[word]) != 0;
@@ -157,8 +155,8 @@ __global__ void __launch_bounds__(kChunk)
             place += word < warp ? __popc(words[word]) : 0;
             end += __popc(words[word]);
         }
-        if (warp < num_words && (words[warp] >> lane & 1)) {
-            place += __popc(words[warp] & ((1u << lane) - 1));
+        if (warp < num_words && (words[warp] >> lane() & 1)) {
+            place += __popc(words[warp] & ((1u << lane()) - 1));
             if (place < post_max) {
                 stays[chunk.first + row] = true;
                 work.kept[work.starts[group] + place] = work.boxes[chunk.first + row];
@@ -175,15 +173,18 @@ void run(const T* boxes, const int64_t* groups, int64_t count, const NmsRule& ru
     const T threshold = static_cast<T>(rule.iou_threshold);
     const int64_t num_chunks = (smaller(count, rule.pre_max) + kChunk - 1) / kChunk;
     const int64_t most_chunks = groups == nullptr ? num_chunks : count;
-    const dim3 marking = blocks_for_warps(smaller<int64_t>(most_chunks * kTiles * kTiles, kMostWarps));
-    const dim3 comparing = blocks_for_warps(kComparingWarps), warps(kWarp * kWarpsPerBlock);
+    const int64_t marking_warps = smaller<int64_t>(most_chunks * kTiles * kTiles, kMostWarps);
+    const dim3 marking = blocks_of_warps(marking_warps, kPairThreads);
+    const dim3 comparing = blocks_of_warps(kComparingWarps, kPairThreads);
     const dim3 settling(static_cast<unsigned>(groups == nullptr ? 1 : smaller(count, kSettlingBlocks)));
     cudaMemsetAsync(work.counts, 0, sizeof(NmsCounts), stream);
     launch(prepare<T>, blocks_for(count), dim3(kThreads), stream, boxes, groups, count, rule.axis_aligned, rule.pre_max,
            work, stays);
-    launch(mark_within_chunks<Rule, T>, marking, warps, stream, work, threshold);
+    launch(mark_within_chunks<Rule, T>, marking, dim3(kPairThreads), stream, work, threshold);
     for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
-        if (chunk > 0) launch(remove_by_kept<Rule, T>, comparing, warps, stream, work, chunk, threshold, rule.post_max);
+        if (chunk > 0)
+            launch(remove_by_kept<Rule, T>, comparing, dim3(kPairThreads), stream, work, chunk, threshold,
+                   rule.post_max);
         launch(settle_chunk<T>, settling, dim3(kChunk), stream, work, chunk, rule.post_max, stays);
     }
 }

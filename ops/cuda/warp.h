@@ -12,8 +12,9 @@ constexpr unsigned kWholeWarp = 0xffffffffu;
 
 __device__ inline int lane() { return static_cast<int>(threadIdx.x % kWarp); }
 
-// The number of this warp among those of all blocks.
+// The number of this warp among those of all blocks, and how many those are.
 __device__ inline int64_t warp_index() { return (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarp; }
+__device__ inline int64_t warp_count() { return int64_t{gridDim.x} * blockDim.x / kWarp; }
 
 // Blocks of so many threads that give every item a warp.
 inline dim3 blocks_of_warps(int64_t items, int threads) {

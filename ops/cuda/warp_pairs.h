@@ -4,22 +4,12 @@
 
 #include "box.h"
 #include "launch.h"
+#include "warp.h"
 
 namespace cakdp {
 
-constexpr int kWarp = 32;
-constexpr int kWarpsPerBlock = 4;
-constexpr unsigned kAllLanes = ~0u;
-
-__device__ inline int lane_index() { return threadIdx.x % kWarp; }
-
-// The warp's own number in its grid, and how many there are.
-__device__ inline int64_t warp_index() { return thread_index() / kWarp; }
-__device__ inline int64_t warp_count() { return int64_t{gridDim.x} * blockDim.x / kWarp; }
-
-inline dim3 blocks_for_warps(int64_t warps) {
-    return dim3(static_cast<unsigned>((warps + kWarpsPerBlock - 1) / kWarpsPerBlock));
-}
+constexpr int kPairThreads = 128;
+constexpr int kPairWarps = kPairThreads / kWarp;
 
 template <typename T>
 struct WarpPairs {
@@ -39,9 +29,8 @@ struct WarpPairs {
 
 template <typename T>
 __device__ unsigned WarpPairs<T>::meeting_rows(int num_rows, int num_columns, T margin) const {
-    const int lane = lane_index();
-    if (lane >= num_columns) return 0;
-    const T x = columns[lane].x, y = columns[lane].y, radius = columns[lane].radius + margin;
+    if (lane() >= num_columns) return 0;
+    const T x = columns[lane()].x, y = columns[lane()].y, radius = columns[lane()].radius + margin;
     unsigned meeting = 0;
     for (int r = 0; r < num_rows; ++r) {
         const T east = rows[r].x - x, north = rows[r].y - y, reach = rows[r].radius + radius;
@@ -52,16 +41,16 @@ __device__ unsigned WarpPairs<T>::meeting_rows(int num_rows, int num_columns, T 
 
 template <typename T>
 __device__ int WarpPairs<T>::enqueue(unsigned meeting) {
-    const int lane = lane_index(), own = __popc(meeting);
+    const int own = __popc(meeting);
     int sum = own;
     for (int step = 1; step < kWarp; step *= 2) {
-        const int before = __shfl_up_sync(kAllLanes, sum, step);
-        if (lane >= step) sum += before;
+        const int before = __shfl_up_sync(kWholeWarp, sum, step);
+        if (lane() >= step) sum += before;
     }
     for (int place = sum - own; meeting != 0; meeting &= meeting - 1)
-        queue[place++] = static_cast<uint16_t>((__ffs(static_cast<int>(meeting)) - 1) * kWarp + lane);
+        queue[place++] = static_cast<uint16_t>((__ffs(static_cast<int>(meeting)) - 1) * kWarp + lane());
     __syncwarp();
-    return __shfl_sync(kAllLanes, sum, kWarp - 1);
+    return __shfl_sync(kWholeWarp, sum, kWarp - 1);
 }
 
 }  // namespace cakdp

@@ -6,7 +6,7 @@
 namespace cakdp {
 
 template <typename T>
-CAKDP_HOST_DEVICE inline bool exceeds(T overlap, T sum, T iou_threshold) {
+CAKDP_HOST_DEVICE inline bool iou_exceeds(T overlap, T sum, T iou_threshold) {
     return overlap > 0 && overlap > iou_threshold * (sum - overlap);
 }
 
@@ -17,7 +17,7 @@ CAKDP_HOST_DEVICE inline bool suppresses(const Box<T>& kept, const Box<T>& other
     constexpr T kLoosened = T(0.999);
     const T area1 = kept.area(), area2 = other.area(), sum = area1 + area2, bound = kLoosened * iou_threshold;
     if (Rule::kReach == 0 && smaller(area1, area2) < bound * larger(area1, area2)) return false;
-    return exceeds(Rule::overlap_above(kept, other, bound / (1 + iou_threshold) * sum), sum, iou_threshold);
+    return iou_exceeds(Rule::overlap_above(kept, other, bound / (1 + iou_threshold) * sum), sum, iou_threshold);
 }
 
 }  // namespace cakdp
