@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cakdp_ext.engine.checkpoint import epochs_of, find_checkpoint
+from cakdp_ext.checkpoint import find_checkpoint
 from cakdp_ext.engine.cli import add_loop_flags, command_parser, load_request, run_command
 from cakdp_ext.engine.distributed import workers
-from cakdp_ext.engine.evaluate import evaluate_checkpoints
+from cakdp_ext.engine.evaluate import epochs_of, evaluate_checkpoints
 from cakdp_ext.engine.runs import RunFolder, logging_to
 
 

@@ -11,6 +11,7 @@ from cakdp_ext.detectors.anchors import AnchorSpec
 from cakdp_ext.detectors.box_coder import ResidualCoder
 from cakdp_ext.detectors.registry import upper_keys
 from cakdp_ext.detectors.target_assigner import TargetAssignerConfig
+from cakdp_ext.refinement import IoUHeadConfig
 
 
 @dataclass(frozen=True)
@@ -71,23 +72,6 @@ class AnchorHeadConfig:
             for entry in entries
         )
         object.__setattr__(self, "anchor_generator_config", specs)
-
-
-@dataclass(frozen=True)
-class IoUHeadConfig:
-    """Keys of DENSE_HEAD.IOU_HEAD.
-
-    Attributes:
-        label: ``anchor``: the IoU of each anchor with its best object; ``decoded_box``: that of the predicted box.
-        weight: beta of Eq. 7.
-    """
-
-    label: str = "anchor"
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.label not in ("anchor", "decoded_box"):
-            raise ValueError(f"LABEL must be anchor or decoded_box, got {self.label!r}")
 
 
 @dataclass(frozen=True)

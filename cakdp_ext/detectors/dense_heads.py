@@ -204,22 +204,14 @@ class AnchorHeadSingleIoU(AnchorHeadSingle):
     def _iou_loss(self, output: HeadOutput, batch: Batch) -> Tensor:
         if output.iou_logits is None:
             raise ValueError("the IoU loss needs iou_logits; give the output of this head's own forward")
-        return self.config.iou_head.weight * refinement.iou_loss(output.iou_logits, self.iou_targets(output, batch))
-
-    @torch.no_grad()
-    def iou_targets(self, output: HeadOutput, batch: Batch) -> Tensor:
-        """Give the ``(B, A, C)`` IoU labels that the config asks for."""
-        objects = zip(batch.gt_boxes, batch.gt_labels, strict=True)
-        if self.config.iou_head.label == "anchor":
-            anchors = self.anchors.view(-1, 7)
-            found = [refinement.anchor_iou_targets(anchors, *pair, self.num_classes) for pair in objects]
-        else:
-            decoded = self.decode(output).boxes
-            found = [
-                refinement.decoded_iou_targets(boxes, *pair, self.num_classes)
-                for boxes, pair in zip(decoded, objects, strict=True)
-            ]
-        return torch.stack(found)
+        return refinement.anchor_branch_loss(
+            self.config.iou_head,
+            output.iou_logits,
+            self.anchors.view(-1, 7),
+            lambda: self.decode(output).boxes,
+            batch.gt_boxes,
+            batch.gt_labels,
+        )
 
 
 def start_from_prior(conv: nn.Conv2d) -> None:

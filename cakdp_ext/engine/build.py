@@ -9,15 +9,20 @@ from typing import Any
 
 import torch
 from easydict import EasyDict
-from torch import Tensor, nn
+from torch import nn
 
+from cakdp_ext.checkpoint import CheckpointError, find_checkpoint, load_weights, read_checkpoint
 from cakdp_ext.config import ConfigError, ModelSource, from_node, load_config
 from cakdp_ext.distillation import DistillConfig, FrozenTeacher
-from cakdp_ext.engine.checkpoint import CheckpointError, find_checkpoint, load_weights, read_checkpoint
-from cakdp_ext.pruning import ChannelGraph, PruningConfig, apply_plan, load_plan, plan_from_dict, trace_channels
-from cakdp_ext.types import Batch, LidarGeometry, PruningPlan
-
-IOU_BRANCH = ("dense_head.conv_iou",)
+from cakdp_ext.pruning import (
+    PruningConfig,
+    cut_student_,
+    inherit_weights,
+    load_plan,
+    plan_from_dict,
+    require_match,
+)
+from cakdp_ext.types import LidarGeometry, PruningPlan
 
 
 @dataclass(frozen=True)
@@ -65,35 +70,6 @@ def build_full(config: Mapping[str, Any], geometry: LidarGeometry) -> nn.Module:
     return build_detector(config["MODEL"], config["CLASS_NAMES"], geometry)
 
 
-def example_batch(geometry: LidarGeometry, device: torch.device | str = "cpu") -> Batch:
-    """Make one small frame of scattered voxels that reaches every layer of a detector, for tracing channels."""
-    generator = torch.Generator().manual_seed(0)
-    size = torch.tensor(geometry.grid_size[::-1])
-    coords = (torch.rand(64, 3, generator=generator) * size).long().unique(dim=0)
-    points = torch.rand(len(coords), 1, geometry.num_point_features, generator=generator)
-    batch = Batch(
-        batch_size=1,
-        voxels=points,
-        voxel_coords=torch.cat([torch.zeros(len(coords), 1, dtype=torch.long), coords], dim=1).int(),
-        voxel_num_points=torch.ones(len(coords), dtype=torch.int32),
-        gt_boxes=torch.zeros(1, 0, 7),
-        gt_labels=torch.zeros(1, 0, dtype=torch.long),
-        frame_ids=("example",),
-    )
-    return batch.to(device)
-
-
-def class_logits(model: Any, batch: Batch) -> Tensor:
-    """The category predictions that filters are judged by: ``(B, A, C)`` raw logits."""
-    return model.predict_dense(batch).cls_logits
-
-
-def channel_graph(model: nn.Module, geometry: LidarGeometry) -> ChannelGraph:
-    """Discover which filter feeds what in a detector."""
-    batch = example_batch(geometry, next(model.parameters()).device)
-    return trace_channels(model, lambda network: class_logits(network, batch))
-
-
 def build_student(config: Mapping[str, Any], geometry: LidarGeometry, plan: PruningPlan | None) -> Student:
     """Build the student as training starts it: inherited weights where the YAML says so, then the cut.
 
@@ -107,13 +83,12 @@ def build_student(config: Mapping[str, Any], geometry: LidarGeometry, plan: Prun
         CheckpointError: when the inherited weights do not fit.
     """
     model, pruning = build_full(config, geometry), pruning_config(config)
-    _require_match(pruning, plan, str(config["CONFIG_FILE"]))
+    require_match(pruning, plan, str(config["CONFIG_FILE"]))
     if pruning is None or plan is None:
         return Student(model, None)
-    if pruning.initial_weights == "inherited":
-        ckpt = find_checkpoint(pruning.student.ckpt)
-        load_weights(model, read_checkpoint(ckpt)["model_state"], ckpt, may_miss=IOU_BRANCH)
-    return Student(apply_plan(model, plan, channel_graph(model, geometry)), plan)
+    inherit_weights(model, pruning)
+    cut_student_(model, plan, geometry)
+    return Student(model, plan)
 
 
 def restore_student(config: Mapping[str, Any], geometry: LidarGeometry, ckpt: str | Path) -> Student:
@@ -126,28 +101,15 @@ def restore_student(config: Mapping[str, Any], geometry: LidarGeometry, ckpt: st
     plan = plan_from_dict(content["pruning"]) if content.get("pruning") else None
     pruning, model = pruning_config(config), build_full(config, geometry)
     try:
-        _require_match(pruning, plan, str(config["CONFIG_FILE"]))
+        require_match(pruning, plan, str(config["CONFIG_FILE"]))
     except ConfigError as error:
         raise CheckpointError(f"{file}: {error}") from error
     if pruning and plan and pruning.plan and load_plan(pruning.plan).keep_indices != plan.keep_indices:
         raise CheckpointError(f"{file} was cut by another plan than {pruning.plan}; leave MODEL.PRUNING.PLAN empty")
     if plan is not None:
-        model = apply_plan(model, plan, channel_graph(model, geometry))
+        cut_student_(model, plan, geometry)
     load_weights(model, content["model_state"], file)
     return Student(model, plan)
-
-
-def _require_match(pruning: PruningConfig | None, plan: PruningPlan | None, config_file: str) -> None:
-    if pruning is None and plan is not None:
-        raise ConfigError(
-            f"the checkpoint is pruned (keeps {plan.keep_ratio:.0%} of the filters), but {config_file} has no "
-            "MODEL.PRUNING section; use the YAML it was trained with"
-        )
-    if pruning is not None and plan is None:
-        raise ConfigError(
-            f"{config_file} has a MODEL.PRUNING section, but nothing was pruned here; use the YAML it was trained "
-            "with, or run tools/score_filters.py and tools/prune.py first"
-        )
 
 
 def build_teacher(config: Mapping[str, Any], geometry: LidarGeometry, device: torch.device) -> FrozenTeacher | None:

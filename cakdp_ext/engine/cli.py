@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 from easydict import EasyDict
 
+from cakdp_ext.checkpoint import CheckpointError
 from cakdp_ext.config import ConfigError, load_config
-from cakdp_ext.engine.checkpoint import CheckpointError
 from cakdp_ext.engine.runs import RunFolder
 from cakdp_ext.types import MissingSpconvError
 

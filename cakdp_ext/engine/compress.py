@@ -14,10 +14,10 @@ from easydict import EasyDict
 from torch import nn
 
 from cakdp_ext import __version__
+from cakdp_ext.checkpoint import find_checkpoint, read_checkpoint
 from cakdp_ext.config import ConfigError, dump_config
 from cakdp_ext.datasets import LidarDataset, collate
-from cakdp_ext.engine.build import channel_graph, distill_config, load_source_config, restore_student
-from cakdp_ext.engine.checkpoint import find_checkpoint, read_checkpoint
+from cakdp_ext.engine.build import distill_config, load_source_config, restore_student
 from cakdp_ext.engine.data import build_split, evaluation_loader
 from cakdp_ext.engine.distributed import Workers, barrier
 from cakdp_ext.engine.evaluate import evaluate_detector
@@ -26,7 +26,7 @@ from cakdp_ext.engine.prune import make_plan, require_made_with, required_prunin
 from cakdp_ext.engine.report import Birdview, BirdviewPanel, Report, ReportRow, console_table, render_report
 from cakdp_ext.engine.runs import LOG, RunFolder
 from cakdp_ext.engine.train import TrainRequest, train
-from cakdp_ext.pruning import apply_plan, load_plan, model_fingerprint
+from cakdp_ext.pruning import apply_plan, channel_graph, load_plan, model_fingerprint
 from cakdp_ext.refinement import IoURefinement
 from cakdp_ext.types import LidarGeometry, PruningPlan
 

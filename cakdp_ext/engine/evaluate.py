@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,15 +19,18 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from cakdp_ext import ops
+from cakdp_ext.checkpoint import CheckpointError, epoch_checkpoints, epoch_of
 from cakdp_ext.config import ConfigError
 from cakdp_ext.datasets import LidarDataset, write_kitti_labels
 from cakdp_ext.engine.build import restore_student
 from cakdp_ext.engine.data import build_split, evaluation_loader
 from cakdp_ext.engine.distributed import Workers, gather
-from cakdp_ext.engine.runs import LOG, RunFolder, epoch_of
+from cakdp_ext.engine.runs import LOG, RunFolder
 from cakdp_ext.evaluation import evaluate_kitti
 from cakdp_ext.files import atomic_path
 from cakdp_ext.types import Batch, Detections, Evaluation
+
+POLL_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,35 @@ def write_result(result: DetectorResult, folder: Path) -> None:
     with atomic_path(folder / "metrics.json") as path:
         path.write_text(json.dumps(dict(result.evaluation.metrics), indent=1), encoding="utf-8")
     write_kitti_labels(result.annotations, folder / "final_result" / "data")
+
+
+def epochs_of(folder: Path, start_epoch: int = 0, patience: float = 0.0) -> Iterator[Path]:
+    """Give a folder's epoch checkpoints as they appear, oldest first; every process gets the same ones.
+
+    Args:
+        folder: of the checkpoints, or of the run.
+        start_epoch: those before it are left out.
+        patience: seconds without a new one after which it ends; 0 takes what there is.
+
+    Raises:
+        CheckpointError: when there was none.
+    """
+    folder = folder / "ckpt" if (folder / "ckpt").is_dir() else folder
+    given: set[Path] = set()
+    since = time.monotonic()
+    while True:
+        found = [file for file in epoch_checkpoints(folder) if int(epoch_of(file)) >= start_epoch and file not in given]
+        found, is_over = gather((found[:1], time.monotonic() - since >= patience))[0]
+        if found:
+            given.update(found)
+            yield from found
+            since = time.monotonic()
+        elif is_over:
+            break
+        else:
+            time.sleep(min(POLL_SECONDS, patience))
+    if not given:
+        raise CheckpointError(f"{folder} holds no checkpoint_epoch_*.pth from epoch {start_epoch} on; train first")
 
 
 def evaluate_checkpoints(

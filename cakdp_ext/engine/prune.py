@@ -10,24 +10,24 @@ from easydict import EasyDict
 from torch import nn
 from tqdm.auto import tqdm
 
+from cakdp_ext.checkpoint import read_checkpoint
 from cakdp_ext.config import ConfigError
 from cakdp_ext.datasets import LidarDataset
 from cakdp_ext.engine.build import (
-    channel_graph,
-    class_logits,
     distill_config,
     load_source_config,
     pruning_config,
     require_same_world,
     restore_student,
 )
-from cakdp_ext.engine.checkpoint import read_checkpoint
 from cakdp_ext.engine.data import HELD_OUT, build_split, evaluation_loader, evenly_spaced
 from cakdp_ext.engine.distributed import Workers
 from cakdp_ext.engine.runs import LOG, RunFolder
 from cakdp_ext.pruning import (
     ChannelGraph,
     PruningConfig,
+    channel_graph,
+    class_logits,
     import_score_table,
     load_scores,
     model_fingerprint,

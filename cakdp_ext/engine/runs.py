@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,11 +15,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from cakdp_ext.checkpoint import epoch_checkpoints
 from cakdp_ext.config import dump_config
 from cakdp_ext.files import atomic_path
 
 LOG = logging.getLogger("cakdp_ext")
-_EPOCH = re.compile(r"checkpoint_epoch_(\d+)\.pth$")
 
 
 @dataclass(frozen=True)
@@ -72,18 +71,6 @@ class RunFolder:
         with atomic_path(self.path / "merged_config.yaml") as path:
             path.write_text(dump_config(config), encoding="utf-8")
         return self
-
-
-def epoch_checkpoints(folder: Path) -> list[Path]:
-    """Epoch checkpoints of a folder, oldest first."""
-    found = [(int(m.group(1)), p) for p in folder.glob("checkpoint_epoch_*.pth") if (m := _EPOCH.search(p.name))]
-    return [p for _, p in sorted(found)]
-
-
-def epoch_of(checkpoint: Path) -> str:
-    """Epoch that a checkpoint's file name tells, ``no_number`` if none."""
-    match = _EPOCH.search(checkpoint.name)
-    return match.group(1) if match else "no_number"
 
 
 class _TqdmHandler(logging.Handler):

@@ -10,6 +10,7 @@ from easydict import EasyDict
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cakdp_ext.checkpoint import find_checkpoint, load_weights, read_checkpoint
 from cakdp_ext.config import ConfigError, from_node
 from cakdp_ext.engine.build import (
     Student,
@@ -18,7 +19,6 @@ from cakdp_ext.engine.build import (
     distill_config,
     pruning_config,
 )
-from cakdp_ext.engine.checkpoint import find_checkpoint, load_weights, read_checkpoint
 from cakdp_ext.engine.data import build_split, training_loader
 from cakdp_ext.engine.distributed import Workers, barrier
 from cakdp_ext.engine.runs import LOG, RunFolder

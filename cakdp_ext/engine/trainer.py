@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from cakdp_ext.checkpoint import CheckpointError, load_weights, read_checkpoint, write_checkpoint
 from cakdp_ext.engine.calibrate import calibrate_batch_norm
-from cakdp_ext.engine.checkpoint import CheckpointError, load_weights, read_checkpoint, write_checkpoint
 from cakdp_ext.engine.data import EpochSampler
 from cakdp_ext.engine.distributed import Workers, barrier, gather, mean_over_workers
 from cakdp_ext.engine.runs import LOG, RunFolder

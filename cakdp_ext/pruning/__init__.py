@@ -7,13 +7,14 @@ what feeds what     ``trace_channels`` -> ``ChannelGraph`` (layers, groups, what
 what matters        ``score_filters`` -> ``FilterScores``; ``import_score_table`` reads the authors' tables
 what stays          ``plan_from_scores`` -> ``PruningPlan``; ``PruningConfig`` is MODEL.PRUNING
 the cut             ``apply_plan`` (a new network), ``apply_plan_`` (in place), ``masked`` (as if cut)
+a student           ``channel_graph``, ``inherit_weights``, ``cut_student_`` for detectors that ``predict_dense``
 on disk             ``save_scores``, ``load_scores``, ``save_plan``, ``load_plan``, ``plan_to_dict``, ``plan_from_dict``
 what belongs        ``model_fingerprint`` (weights), ``architecture_fingerprint`` (names and shapes)
 what it costs       ``count_parameters``, ``count_macs``, ``measure_latency``, ``peak_memory``
 ==================  ==================================================================================
 
 The folder knows no detector and no engine: it works on any network of convolutions (dense or spconv), linear layers,
-norms and activations. Whoever calls says how to run it.
+norms and activations. Whoever calls says how to run it; for a ``OneStageStudent`` that is said already.
 """
 
 from cakdp_ext.pruning.artefacts import (
@@ -39,6 +40,14 @@ from cakdp_ext.pruning.cost import (
 from cakdp_ext.pruning.graph import DEFAULT_SCOPE, ChannelGraph, Filter, ProducerLayer, Slot, trace_channels
 from cakdp_ext.pruning.plan import PruningConfig, plan_from_scores
 from cakdp_ext.pruning.score import score_filters
+from cakdp_ext.pruning.students import (
+    channel_graph,
+    class_logits,
+    cut_student_,
+    example_batch,
+    inherit_weights,
+    require_match,
+)
 from cakdp_ext.pruning.surgery import apply_plan, apply_plan_, masked, removed_filters
 
 __all__ = [
@@ -54,9 +63,14 @@ __all__ = [
     "apply_plan",
     "apply_plan_",
     "architecture_fingerprint",
+    "channel_graph",
+    "class_logits",
     "count_macs",
     "count_parameters",
+    "cut_student_",
+    "example_batch",
     "import_score_table",
+    "inherit_weights",
     "load_plan",
     "load_scores",
     "masked",
@@ -67,6 +81,7 @@ __all__ = [
     "plan_from_scores",
     "plan_to_dict",
     "removed_filters",
+    "require_match",
     "save_plan",
     "save_scores",
     "score_filters",

@@ -1,7 +1,17 @@
 """Which boxes are false? IoU labels, the loss of the IoU head, and what its scores do before NMS."""
 
+from cakdp_ext.refinement.branch import IoUHeadConfig, anchor_branch_loss, anchor_branch_targets
 from cakdp_ext.refinement.loss import iou_loss
 from cakdp_ext.refinement.mask import IoURefinement, refine_scores
 from cakdp_ext.refinement.targets import anchor_iou_targets, decoded_iou_targets
 
-__all__ = ["IoURefinement", "anchor_iou_targets", "decoded_iou_targets", "iou_loss", "refine_scores"]
+__all__ = [
+    "IoUHeadConfig",
+    "IoURefinement",
+    "anchor_branch_loss",
+    "anchor_branch_targets",
+    "anchor_iou_targets",
+    "decoded_iou_targets",
+    "iou_loss",
+    "refine_scores",
+]

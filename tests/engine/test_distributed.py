@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 from tiny_world import PROJECT, environment, scalars
 
+from cakdp_ext.checkpoint import read_checkpoint
 from cakdp_ext.config import ConfigError
 from cakdp_ext.datasets import collate, make_infos
 from cakdp_ext.engine.build import build_full, build_student
-from cakdp_ext.engine.checkpoint import read_checkpoint
 from cakdp_ext.engine.data import EpochSampler, build_split
 from cakdp_ext.engine.distributed import Workers, _pick_device, gather, mean_over_workers, torchrun_environment
 from cakdp_ext.engine.prune import score

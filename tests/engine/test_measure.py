@@ -7,22 +7,28 @@ import torch
 from random_cut import random_plan, randomize_norms
 from tiny_world import NUM_VAL
 
+from cakdp_ext.checkpoint import CheckpointError, write_checkpoint
 from cakdp_ext.config import ConfigError
 from cakdp_ext.datasets import collate
 from cakdp_ext.engine.build import (
     build_full,
     build_student,
     build_teacher,
-    channel_graph,
-    class_logits,
-    example_batch,
     restore_student,
 )
-from cakdp_ext.engine.checkpoint import CheckpointError, write_checkpoint
 from cakdp_ext.engine.data import build_split
 from cakdp_ext.engine.evaluate import seconds_per_frame
 from cakdp_ext.engine.measure import cost_frames, measure_cost
-from cakdp_ext.pruning import count_macs, count_parameters, masked, plan_to_dict, save_plan
+from cakdp_ext.pruning import (
+    channel_graph,
+    class_logits,
+    count_macs,
+    count_parameters,
+    example_batch,
+    masked,
+    plan_to_dict,
+    save_plan,
+)
 
 CPU = torch.device("cpu")
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from tiny_world import NUM_HELD_OUT, STEPS, scalars
 
+from cakdp_ext.checkpoint import read_checkpoint
 from cakdp_ext.engine.build import build_full
-from cakdp_ext.engine.checkpoint import read_checkpoint
 from cakdp_ext.engine.data import build_split
 from cakdp_ext.pruning import count_parameters, load_plan, load_scores, model_fingerprint
 

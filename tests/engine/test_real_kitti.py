@@ -10,12 +10,12 @@ import torch
 from random_cut import random_plan, randomize_norms
 from tiny_world import PROJECT
 
+from cakdp_ext.checkpoint import write_checkpoint
 from cakdp_ext.config import load_config
 from cakdp_ext.datasets import collate, make_infos
-from cakdp_ext.engine.build import build_full, build_student, channel_graph, class_logits
-from cakdp_ext.engine.checkpoint import write_checkpoint
+from cakdp_ext.engine.build import build_full, build_student
 from cakdp_ext.engine.data import build_split
-from cakdp_ext.pruning import count_parameters, masked
+from cakdp_ext.pruning import channel_graph, class_logits, count_parameters, masked
 
 pytestmark = pytest.mark.real_data
 FRAME = "000001"

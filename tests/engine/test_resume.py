@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_world import STEPS, command, contents, start
 
-from cakdp_ext.engine.checkpoint import read_checkpoint
+from cakdp_ext.checkpoint import read_checkpoint
 from cakdp_ext.pruning import load_plan, load_scores, save_plan
 from cakdp_ext.types import PruningPlan
 

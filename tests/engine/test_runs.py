@@ -6,7 +6,8 @@ import logging
 
 import pytest
 
-from cakdp_ext.engine.runs import RunFolder, epoch_of, logging_to
+from cakdp_ext.checkpoint import epoch_of
+from cakdp_ext.engine.runs import RunFolder, logging_to
 from cakdp_ext.files import atomic_path
 
 

@@ -11,7 +11,7 @@ from tiny_world import scalars
 from torch import nn
 from torch.utils.data import DataLoader
 
-from cakdp_ext.engine.checkpoint import CheckpointError, read_checkpoint
+from cakdp_ext.checkpoint import CheckpointError, read_checkpoint
 from cakdp_ext.engine.data import EpochSampler
 from cakdp_ext.engine.distributed import Workers
 from cakdp_ext.engine.runs import RunFolder

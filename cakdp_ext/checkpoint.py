@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
+import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cakdp_ext import __version__
-from cakdp_ext.engine.distributed import gather
-from cakdp_ext.engine.runs import RunFolder, epoch_checkpoints, epoch_of
 from cakdp_ext.files import atomic_path
 
-POLL_SECONDS = 10.0
+PLAN_KEY = "pruning_plan"
+"""Where the state dict of a pruned detector of OpenPCDet's keeps its plan: its own loop saves nothing but tensors."""
+_EPOCH = re.compile(r"checkpoint_epoch_(\d+)\.pth$")
 _NUMPY_SCALARS: list[Any] = [
     np.float64(0).__reduce__()[0],  # the private function that NumPy pickles its scalars with
     np.dtype,
@@ -37,41 +38,24 @@ def find_checkpoint(path: str | Path) -> Path:
     path = Path(path)
     if path.is_file():
         return path
-    for folder in (RunFolder(path), RunFolder(path.parent) if path.name == "ckpt" else None):
-        if folder is not None and folder.checkpoints():
-            return folder.checkpoints()[-1]
+    for folder in (path / "ckpt", path):
+        if found := epoch_checkpoints(folder):
+            return found[-1]
     if path.is_dir():
         raise CheckpointError(f"{path} holds no ckpt/checkpoint_epoch_*.pth; has the training finished an epoch?")
     raise CheckpointError(f"no checkpoint at {path}; train the model first or name another file")
 
 
-def epochs_of(folder: Path, start_epoch: int = 0, patience: float = 0.0) -> Iterator[Path]:
-    """Give a folder's epoch checkpoints as they appear, oldest first; every process gets the same ones.
+def epoch_checkpoints(folder: Path) -> list[Path]:
+    """Epoch checkpoints of a folder, oldest first."""
+    found = [(int(m.group(1)), p) for p in folder.glob("checkpoint_epoch_*.pth") if (m := _EPOCH.search(p.name))]
+    return [p for _, p in sorted(found)]
 
-    Args:
-        folder: of the checkpoints, or of the run.
-        start_epoch: those before it are left out.
-        patience: seconds without a new one after which it ends; 0 takes what there is.
 
-    Raises:
-        CheckpointError: when there was none.
-    """
-    folder = folder / "ckpt" if (folder / "ckpt").is_dir() else folder
-    given: set[Path] = set()
-    since = time.monotonic()
-    while True:
-        found = [file for file in epoch_checkpoints(folder) if int(epoch_of(file)) >= start_epoch and file not in given]
-        found, is_over = gather((found[:1], time.monotonic() - since >= patience))[0]
-        if found:
-            given.update(found)
-            yield from found
-            since = time.monotonic()
-        elif is_over:
-            break
-        else:
-            time.sleep(min(POLL_SECONDS, patience))
-    if not given:
-        raise CheckpointError(f"{folder} holds no checkpoint_epoch_*.pth from epoch {start_epoch} on; train first")
+def epoch_of(checkpoint: Path) -> str:
+    """Epoch that a checkpoint's file name tells, ``no_number`` if none."""
+    match = _EPOCH.search(checkpoint.name)
+    return match.group(1) if match else "no_number"
 
 
 def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
@@ -99,7 +83,20 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
         ) from error
     if not isinstance(content, dict) or "model_state" not in content:
         raise CheckpointError(f"{file} holds no model_state; it is not a checkpoint of OpenPCDet's kind")
+    _unpack_plan(content)
     return content
+
+
+def _unpack_plan(content: dict[str, Any]) -> None:
+    """Put a plan that travels among the tensors, as in OpenPCDet's checkpoints, where our own have it."""
+    packed = content["model_state"].pop(PLAN_KEY, None)
+    if packed is not None:
+        content["pruning"] = json.loads(bytes(packed.tolist()))
+
+
+def pack_plan(content: Mapping[str, Any]) -> Tensor:
+    """Turn ``pruning.plan_to_dict``'s dictionary into bytes ``(n,)`` uint8, so that it can be one of the tensors."""
+    return torch.tensor(list(json.dumps(content).encode()), dtype=torch.uint8)
 
 
 def write_checkpoint(path: Path, model: nn.Module, state: Mapping[str, Any]) -> None:
@@ -116,7 +113,7 @@ def write_checkpoint(path: Path, model: nn.Module, state: Mapping[str, Any]) -> 
 
 
 def load_weights(
-    model: nn.Module, state: Mapping[str, torch.Tensor], where: str | Path, may_miss: tuple[str, ...] = ()
+    model: nn.Module, state: Mapping[str, Tensor], where: str | Path, may_miss: tuple[str, ...] = ()
 ) -> list[str]:
     """Load a state dict whose every tensor must fit.
 

@@ -1,0 +1,89 @@
+"""Which network is cut? The channel graph of a student, the weights it inherits, and the cut itself."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cakdp_ext.checkpoint import find_checkpoint, load_weights, read_checkpoint
+from cakdp_ext.config import ConfigError
+from cakdp_ext.pruning.graph import ChannelGraph, trace_channels
+from cakdp_ext.pruning.plan import PruningConfig
+from cakdp_ext.pruning.surgery import apply_plan_
+from cakdp_ext.types import Batch, LidarGeometry, PruningPlan
+
+_IOU_BRANCH = re.compile(r"dense_head\.(conv_iou|heads_list\.\d+\.iou)\.")
+
+
+def example_batch(geometry: LidarGeometry, device: torch.device | str = "cpu") -> Batch:
+    """Make one small frame of scattered voxels that reaches every layer of a detector, for tracing channels."""
+    generator = torch.Generator().manual_seed(0)
+    size = torch.tensor(geometry.grid_size[::-1])
+    coords = (torch.rand(64, 3, generator=generator) * size).long().unique(dim=0)
+    points = torch.rand(len(coords), 1, geometry.num_point_features, generator=generator)
+    batch = Batch(
+        batch_size=1,
+        voxels=points,
+        voxel_coords=torch.cat([torch.zeros(len(coords), 1, dtype=torch.long), coords], dim=1).int(),
+        voxel_num_points=torch.ones(len(coords), dtype=torch.int32),
+        gt_boxes=torch.zeros(1, 0, 7),
+        gt_labels=torch.zeros(1, 0, dtype=torch.long),
+        frame_ids=("example",),
+    )
+    return batch.to(device)
+
+
+def class_logits(model: Any, batch: Batch) -> Tensor:
+    """The category predictions that filters are judged by: ``(B, A, C)`` raw logits."""
+    return model.predict_dense(batch).cls_logits
+
+
+def channel_graph(model: nn.Module, geometry: LidarGeometry) -> ChannelGraph:
+    """Discover which filter feeds what in a detector."""
+    batch = example_batch(geometry, next(model.parameters()).device)
+    return trace_channels(model, lambda network: class_logits(network, batch))
+
+
+def cut_student_(model: nn.Module, plan: PruningPlan, geometry: LidarGeometry) -> None:
+    """Cut a student by a plan, in place.
+
+    Raises:
+        ValueError: when the plan is of another architecture.
+    """
+    apply_plan_(model, plan, channel_graph(model, geometry))
+
+
+def inherit_weights(model: nn.Module, pruning: PruningConfig) -> None:
+    """Load the trained student's weights into the network that is to be cut, where the YAML asks for that.
+
+    An IoU branch, which a student need not have, keeps its own.
+
+    Raises:
+        CheckpointError: when the weights do not fit.
+    """
+    if pruning.initial_weights != "inherited":
+        return
+    ckpt = find_checkpoint(pruning.student.ckpt)
+    branch = tuple(key for key in model.state_dict() if _IOU_BRANCH.match(key))
+    load_weights(model, read_checkpoint(ckpt)["model_state"], ckpt, may_miss=branch)
+
+
+def require_match(pruning: PruningConfig | None, plan: PruningPlan | None, config_file: str) -> None:
+    """Refuse a plan where the YAML prunes nothing, and no plan where it does.
+
+    Raises:
+        ConfigError: naming the YAML.
+    """
+    if pruning is None and plan is not None:
+        raise ConfigError(
+            f"the checkpoint is pruned (keeps {plan.keep_ratio:.0%} of the filters), but {config_file} has no "
+            "MODEL.PRUNING section; use the YAML it was trained with"
+        )
+    if pruning is not None and plan is None:
+        raise ConfigError(
+            f"{config_file} has a MODEL.PRUNING section, but nothing was pruned here; use the YAML it was trained "
+            "with, or run tools/score_filters.py and tools/prune.py first"
+        )
