@@ -1,6 +1,6 @@
 """Run stock models of OpenPCDet on one real frame: a training step and an evaluation each. Prints one JSON line a model.
 
-A program of its own, since it changes what its process thinks of CUDA: ``python run_models.py CHECKOUT DATA NAME...``.
+A program of its own, since it changes what its process thinks of CUDA: ``models.py CHECKOUT DATA NAME...``.
 """
 
 from __future__ import annotations
@@ -36,22 +36,20 @@ def load_config(checkout, name):
     return cfg_from_yaml_file(f"cfgs/{YAML[name]}.yaml", EasyDict(ROOT_DIR=Path(checkout), LOCAL_RANK=0))
 
 
-def kitti_dataset(config, data, training):
+def batch_of(config, data, training):
+    """The frame as its KITTI data set gives it, or, under Waymo's configs, the template of all its data sets."""
+    config.DATA_CONFIG.DATA_AUGMENTOR.DISABLE_AUG_LIST = ["gt_sampling", "random_world_flip", "random_world_rotation"]
+    give = kitti_batch if config.DATA_CONFIG.DATASET == "KittiDataset" else template_batch
+    return give(config, data, training)
+
+
+def kitti_batch(config, data, training):
     from pcdet.datasets import KittiDataset
     from pcdet.utils.common_utils import create_logger
 
-    return KittiDataset(config.DATA_CONFIG, config.CLASS_NAMES, training, Path(data), create_logger())
-
-
-def batch_of(config, data, training):
-    """The frame as its data set, or the template of all its data sets, gives it."""
-    kitti = config.DATA_CONFIG.DATASET == "KittiDataset"
-    config.DATA_CONFIG.DATA_AUGMENTOR.DISABLE_AUG_LIST = ["gt_sampling", "random_world_flip", "random_world_rotation"]
-    if kitti:
-        dataset = kitti_dataset(config, data, training)
-        row = [info["point_cloud"]["lidar_idx"] for info in dataset.kitti_infos].index(FRAME)
-        return dataset, dataset.collate_batch([dataset[row]])
-    return template_batch(config, data, training)
+    dataset = KittiDataset(config.DATA_CONFIG, config.CLASS_NAMES, training, Path(data), create_logger())
+    row = [info["point_cloud"]["lidar_idx"] for info in dataset.kitti_infos].index(FRAME)
+    return dataset, dataset.collate_batch([dataset[row]])
 
 
 def template_batch(config, data, training):
@@ -115,6 +113,8 @@ def run(checkout, data, name):
     config = load_config(checkout, name)
     config.DATA_CONFIG.POINT_CLOUD_RANGE = NEAR[YAML[name].split("/")[0]]
     config.MODEL.POST_PROCESSING.SCORE_THRESH = 0.0
+    if "ROI_HEAD" in config.MODEL:
+        config.MODEL.ROI_HEAD.TARGET_CONFIG.ROI_PER_IMAGE = 32
     start = time.perf_counter()
     dataset, batch = batch_of(config, data, training=True)
     model = build(config, dataset)
