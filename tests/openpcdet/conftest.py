@@ -57,6 +57,12 @@ def run_program(checkout):
 
 
 @pytest.fixture(scope="session")
+def run_python():
+    """``run_python(*arguments)`` runs Python without OpenPCDet: results, output."""
+    return lambda *arguments: results_of(arguments)
+
+
+@pytest.fixture(scope="session")
 def made_up_report(tmp_path_factory):
     """What ``stand_ins.py`` says; it needs no OpenPCDet."""
     pytest.importorskip("spconv")

@@ -80,6 +80,25 @@ def test_processes_follow_that_know_nothing_of_us(report, method):
     assert report["children"][method] == "cakdp_ext.openpcdet.ops.iou3d_nms_cuda"
 
 
+PROGRAM = """
+import json, sys, torch, beside
+if __name__ == "__main__":
+    print("RESULT", json.dumps([sys.argv, beside.NAME, str(torch.cuda.IntTensor(1).device)]))
+"""
+
+
+def test_any_program_runs_on_cpu(run_python, tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "beside.py").write_text("NAME = 7")
+    path = str(tmp_path / "program.py")
+    assert run_python("-m", "cakdp_ext.openpcdet.cpu", path, "--flag", "1")[0] == [[[path, "--flag", "1"], 7, "cpu"]]
+
+
+def test_program_without_a_name_says_how(run_python):
+    with pytest.raises(AssertionError, match="usage: python -m cakdp_ext.openpcdet.cpu"):
+        run_python("-m", "cakdp_ext.openpcdet.cpu", "-m")
+
+
 @pytest.fixture
 def rectangles():
     rng = np.random.default_rng(0)
