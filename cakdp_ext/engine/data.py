@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 from cakdp_ext.config import ConfigError
 from cakdp_ext.datasets import LidarDataset, build_dataset, collate
 from cakdp_ext.engine.distributed import Workers
-
-HELD_OUT = "held_out"
+from cakdp_ext.held_out import HELD_OUT, frames_of
 
 
 def build_split(config: Mapping[str, Any], split: str, *, training: bool = False, seed: int = 0) -> LidarDataset:
@@ -44,30 +43,8 @@ def build_split(config: Mapping[str, Any], split: str, *, training: bool = False
         )
     if base != train:
         return dataset
-    held_out = _held_out(dataset.frame_ids, int(data_cfg.get("NUM_HELD_OUT", 0)))
-    if split == HELD_OUT:
-        if not held_out:
-            raise ConfigError(
-                "split held_out is empty: set DATA_CONFIG.NUM_HELD_OUT before the student is trained, "
-                "or score on the training frames with MODEL.PRUNING.SPLIT train"
-            )
-        return dataset.subset(held_out)
-    chosen = set(held_out)
-    return dataset.subset([frame for frame in dataset.frame_ids if frame not in chosen]) if held_out else dataset
-
-
-def _held_out(frame_ids: list[str], count: int) -> list[str]:
-    if count >= len(frame_ids):
-        raise ConfigError(
-            f"DATA_CONFIG.NUM_HELD_OUT is {count}, but the training split has {len(frame_ids)} frames; "
-            "hold out fewer, or none"
-        )
-    return [frame_ids[i] for i in evenly_spaced(len(frame_ids), count)]
-
-
-def evenly_spaced(total: int, count: int) -> list[int]:
-    """Give ``count`` ascending indices into ``total`` things, the first and the last among them from two on."""
-    return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist() if count else []
+    frames = frames_of(split, dataset.frame_ids, int(data_cfg.get("NUM_HELD_OUT", 0)))
+    return dataset if len(frames) == len(dataset) else dataset.subset(frames)
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cakdp_ext.datasets import LidarDataset, collate
-from cakdp_ext.engine.data import evenly_spaced
+from cakdp_ext.held_out import evenly_spaced
 from cakdp_ext.pruning import LatencyStats, count_macs, count_parameters, measure_latency, peak_memory
 from cakdp_ext.types import Batch
 
