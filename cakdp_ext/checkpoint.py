@@ -135,7 +135,9 @@ def load_weights(
     Raises:
         CheckpointError: naming the first tensor that is missing, unknown or of another shape.
     """
-    own = model.state_dict()
+    own, state = dict(model.state_dict()), dict(state)
+    unpack_plan(own)
+    plan = {PLAN_KEY: state.pop(PLAN_KEY)} if PLAN_KEY in state else {}
     for key, value in state.items():
         if key in own and own[key].shape != value.shape:
             raise CheckpointError(
@@ -151,5 +153,5 @@ def load_weights(
                 f"{where} {kind} tensor {keys[0]}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''}; "
                 "the checkpoint belongs to another model than the YAML describes"
             )
-    model.load_state_dict(dict(state), strict=False)
+    model.load_state_dict({**state, **plan}, strict=False)
     return [key for key in missing if key not in refused]

@@ -9,7 +9,7 @@ from typing import Any
 from pcdet.models.detectors import SECONDNet
 from torch import Tensor
 
-from cakdp_ext.checkpoint import PLAN_KEY, CheckpointError, load_weights, pack_plan, unpack_plan
+from cakdp_ext.checkpoint import PLAN_KEY, CheckpointError, load_weights, pack_plan, read_checkpoint, unpack_plan
 from cakdp_ext.config import ConfigError, from_node
 from cakdp_ext.distillation import DistillConfig, DistillMethod, FrozenTeacher, build_method
 from cakdp_ext.openpcdet.batches import to_batch
@@ -61,6 +61,7 @@ class CaKDPStudent(DetectorFaces):
         self._distillation: Distillation | None = None
         self._scene: Batch | None = None
         self._refused: CheckpointError | None = None
+        self._file_plan: Mapping[str, Any] | None = None
         post_processing = model_cfg.get("POST_PROCESSING", {})
         self.iou_refinement = from_node(
             IoURefinement, post_processing.get("IOU_REFINEMENT"), "MODEL.POST_PROCESSING.IOU_REFINEMENT"
@@ -156,18 +157,25 @@ class CaKDPStudent(DetectorFaces):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Load what OpenPCDet read from a checkpoint: every tensor must fit, whichever way it asks."""
         tensors = dict(model_state_disk)
-        packed = unpack_plan(tensors)
+        if self._file_plan is not None:
+            tensors.setdefault(PLAN_KEY, pack_plan(self._file_plan))
         try:
-            if packed is not None and self._plan is None and not self.dataset.training:
-                self._require_pruning()
-                self._cut(plan_from_dict(packed))
-            self._require_plan(packed)
+            self._cut_like(tensors)
             load_weights(self, tensors, "the checkpoint")  # type: ignore[arg-type]
         except CheckpointError as error:
             self._refused = error  # OpenPCDet's automatic resume would go on from random weights
             raise
         self._refused = None
         return dict(self.state_dict()), tensors
+
+    def _cut_like(self, tensors: Mapping[str, Tensor]) -> None:
+        """Cut a network that is only tested as the checkpoint was; one that trains was cut when it was built."""
+        packed = unpack_plan(dict(tensors))
+        if packed is None or self._plan is not None or self.dataset.training:
+            return
+        if not self.model_cfg.get("PRUNING"):
+            raise CheckpointError("it is pruned, but the YAML has no MODEL.PRUNING; use the YAML it was trained with")
+        self._cut(plan_from_dict(packed))
 
     def load_params_from_file(self, filename: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint for testing, or weights to start from; cuts the network first as the checkpoint says.
@@ -187,14 +195,14 @@ class CaKDPStudent(DetectorFaces):
 
     def _naming(self, filename: Any, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
+            self._file_plan = read_checkpoint(filename).get("pruning")
             return load(filename, *args, **kwargs)
         except CheckpointError as error:
-            self._refused = CheckpointError(f"{filename}: {error}")
+            named = str(error) if str(filename) in str(error) else f"{filename}: {error}"
+            self._refused = CheckpointError(named)
             raise self._refused from error
-
-    def _require_pruning(self) -> None:
-        if not self.model_cfg.get("PRUNING"):
-            raise CheckpointError("it is pruned, but the YAML has no MODEL.PRUNING; use the YAML it was trained with")
+        finally:
+            self._file_plan = None
 
     def _require_plan(self, packed: Mapping[str, Any] | None) -> None:
         theirs = plan_from_dict(packed).keep_indices if packed is not None else None

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import pcdet.models.dense_heads
-import pcdet.models.detectors
+from pcdet.models import dense_heads, detectors
 
 from cakdp_ext.checkpoint import allow_numpy_scalars
 from cakdp_ext.openpcdet.detectors import SECONDNetCaKDP
 from cakdp_ext.openpcdet.heads import AnchorHeadSingleIoU
 
 _REGISTRIES = (
-    (pcdet.models.detectors.__all__, {"SECONDNetCaKDP": SECONDNetCaKDP}),
-    (pcdet.models.dense_heads.__all__, {"AnchorHeadSingleIoU": AnchorHeadSingleIoU}),
+    (detectors.__all__, {"SECONDNetCaKDP": SECONDNetCaKDP}),
+    (dense_heads.__all__, {"AnchorHeadSingleIoU": AnchorHeadSingleIoU}),
 )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
-import pcdet.models.detectors
+from pcdet.models import detectors
 
 from cakdp_ext.checkpoint import find_checkpoint, load_weights, read_checkpoint
 from cakdp_ext.config import ConfigError, load_config
@@ -27,7 +27,7 @@ def build_teacher(distill: DistillConfig, dataset: Any) -> FrozenTeacher:
     """
     config = load_config(distill.teacher.cfg)
     require_same_world(config, dataset)
-    known = pcdet.models.detectors.__all__
+    known = detectors.__all__
     name = config.MODEL.NAME
     if name not in known:
         raise ConfigError(f"{distill.teacher.cfg}: OpenPCDet has no detector {name!r}; it has {', '.join(known)}")
