@@ -2,6 +2,13 @@
 
 from cakdp_ext.refinement.loss import iou_loss
 from cakdp_ext.refinement.mask import IoURefinement, refine_scores
-from cakdp_ext.refinement.targets import anchor_iou_targets, decoded_iou_targets
+from cakdp_ext.refinement.targets import anchor_iou_targets, center_cell_targets, decoded_iou_targets
 
-__all__ = ["IoURefinement", "anchor_iou_targets", "decoded_iou_targets", "iou_loss", "refine_scores"]
+__all__ = [
+    "IoURefinement",
+    "anchor_iou_targets",
+    "center_cell_targets",
+    "decoded_iou_targets",
+    "iou_loss",
+    "refine_scores",
+]
