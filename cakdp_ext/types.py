@@ -132,7 +132,8 @@ class PredictionSites:
     """Where the A predictions of a dense head sit; the same for every frame.
 
     Attributes:
-        centers: ``(A, 2)`` metric x, y of each prediction's cell.
+        centers: ``(A, 2)`` metric x, y of the centre of each prediction's cell; one tensor from call to call, because
+            what is computed from it is kept.
         anchors: ``(A, 7)`` boxes of an anchor head; None for a center head.
         stride: cumulative stride of the head's map with respect to the voxel grid.
         num_classes: how many classes the head tells apart.

@@ -19,6 +19,7 @@ from cakdp_ext.types import (
     LidarGeometry,
     PredictionSites,
     TrainingOutput,
+    to_device,
 )
 
 FIRST_STAGE = ("vfe", "backbone_3d", "map_to_bev_module", "backbone_2d")
@@ -36,6 +37,7 @@ class DetectorFaces:
     roi_head: Any
     dataset: Any
     training: bool
+    _sites: PredictionSites | None = None
 
     def forward(self, batch: Any) -> Any:
         """Detect, or train.
@@ -61,8 +63,11 @@ class DetectorFaces:
 
     @property
     def sites(self) -> PredictionSites:
-        """Where the predictions of its dense head sit."""
-        return sites_of(self.dense_head, self.geometry)
+        """Where the predictions of its dense head sit: one object for as long as it stays on its device."""
+        device = next(self.dense_head.parameters()).device
+        if self._sites is None or self._sites.centers.device != device:
+            self._sites = to_device(sites_of(self.dense_head, self.geometry), device)
+        return self._sites
 
     def predict_dense(self, batch: Batch) -> DensePredictions:
         """Give the raw predictions without targets, losses, mask or NMS."""
