@@ -146,3 +146,9 @@ def anchors_of(head: Any) -> Tensor:
     """Give the ``(A, 7)`` anchors of an AnchorHeadSingle in the order of its predictions."""
     joined = torch.cat(list(head.anchors), dim=-3)
     return joined.reshape(-1, joined.shape[-1])[:, :7]
+
+
+def home_of(head: Any) -> torch.device:
+    """Tell where a head keeps what is no buffer, such as anchors: on the GPU from the start."""
+    kept: Tensor = head.class_id_mapping_each_head[0] if is_center_head(head) else head.anchors[0]
+    return kept.device

@@ -13,7 +13,7 @@ from cakdp_ext.checkpoint import PLAN_KEY, CheckpointError, load_weights, pack_p
 from cakdp_ext.config import ConfigError, from_node
 from cakdp_ext.distillation import DistillConfig, DistillMethod, FrozenTeacher, build_method
 from cakdp_ext.openpcdet.batches import to_batch
-from cakdp_ext.openpcdet.dense import decode
+from cakdp_ext.openpcdet.dense import decode, home_of
 from cakdp_ext.openpcdet.faces import DetectorFaces
 from cakdp_ext.openpcdet.refined import refine_batch
 from cakdp_ext.openpcdet.teacher import build_teacher
@@ -88,8 +88,7 @@ class CaKDPStudent(DetectorFaces):
             )
 
     def _cut(self, plan: PruningPlan) -> None:
-        device = self.sites.centers.device  # OpenPCDet keeps anchors on the GPU from the start
-        self.to(device)  # type: ignore[attr-defined]
+        self.to(home_of(self.dense_head))  # type: ignore[attr-defined]
         cut_student_(self, plan, self.geometry)  # type: ignore[arg-type]
         self._plan = plan
 
