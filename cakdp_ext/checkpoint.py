@@ -29,6 +29,11 @@ class CheckpointError(ValueError):
     """A checkpoint that does not fit; the message names the file, the first tensor that differs and the cure."""
 
 
+def allow_numpy_scalars() -> None:
+    """Let ``torch.load(weights_only=True)`` read the NumPy scalars that OpenPCDet's optimizer states hold."""
+    torch.serialization.add_safe_globals(_NUMPY_SCALARS)
+
+
 def find_checkpoint(path: str | Path) -> Path:
     """Take a checkpoint file, or a run folder whose last epoch is meant.
 
@@ -83,15 +88,16 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
         ) from error
     if not isinstance(content, dict) or "model_state" not in content:
         raise CheckpointError(f"{file} holds no model_state; it is not a checkpoint of OpenPCDet's kind")
-    _unpack_plan(content)
+    plan = unpack_plan(content["model_state"])
+    if plan is not None:
+        content["pruning"] = plan
     return content
 
 
-def _unpack_plan(content: dict[str, Any]) -> None:
-    """Put a plan that travels among the tensors, as in OpenPCDet's checkpoints, where our own have it."""
-    packed = content["model_state"].pop(PLAN_KEY, None)
-    if packed is not None:
-        content["pruning"] = json.loads(bytes(packed.tolist()))
+def unpack_plan(state: dict[str, Tensor]) -> dict[str, Any] | None:
+    """Take a plan that travels among the tensors of a state dict out of it; None where there is none."""
+    packed = state.pop(PLAN_KEY, None)
+    return None if packed is None else dict(json.loads(bytes(packed.tolist())))
 
 
 def pack_plan(content: Mapping[str, Any]) -> Tensor:
@@ -129,7 +135,9 @@ def load_weights(
     Raises:
         CheckpointError: naming the first tensor that is missing, unknown or of another shape.
     """
-    own = model.state_dict()
+    own, state = dict(model.state_dict()), dict(state)
+    unpack_plan(own)
+    plan = {PLAN_KEY: state.pop(PLAN_KEY)} if PLAN_KEY in state else {}
     for key, value in state.items():
         if key in own and own[key].shape != value.shape:
             raise CheckpointError(
@@ -145,5 +153,5 @@ def load_weights(
                 f"{where} {kind} tensor {keys[0]}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''}; "
                 "the checkpoint belongs to another model than the YAML describes"
             )
-    model.load_state_dict(dict(state), strict=False)
+    model.load_state_dict({**state, **plan}, strict=False)
     return [key for key in missing if key not in refused]

@@ -1,0 +1,226 @@
+"""Detectors of OpenPCDet's that are pruned when they are built and distilled while they train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pcdet.models.detectors import SECONDNet
+from torch import Tensor
+
+from cakdp_ext.checkpoint import PLAN_KEY, CheckpointError, load_weights, pack_plan, read_checkpoint, unpack_plan
+from cakdp_ext.config import ConfigError, from_node
+from cakdp_ext.distillation import DistillConfig, DistillMethod, FrozenTeacher, build_method
+from cakdp_ext.openpcdet.batches import to_batch
+from cakdp_ext.openpcdet.dense import decode, home_of
+from cakdp_ext.openpcdet.faces import DetectorFaces
+from cakdp_ext.openpcdet.refined import refine_batch
+from cakdp_ext.openpcdet.teacher import build_teacher
+from cakdp_ext.pruning import (
+    PruningConfig,
+    cut_student_,
+    inherit_weights,
+    load_plan,
+    plan_from_dict,
+    plan_to_dict,
+)
+from cakdp_ext.refinement import IoURefinement
+from cakdp_ext.types import Batch, EncodedScene, PruningPlan
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Who teaches, and how."""
+
+    teacher: FrozenTeacher
+    method: DistillMethod
+
+
+class CaKDPStudent(DetectorFaces):
+    """Mixin in front of a one-stage class of OpenPCDet's that obeys ``MODEL.PRUNING`` and ``MODEL.DISTILL``.
+
+    The plan is applied when the detector is built, so that OpenPCDet's optimizer, loops and logs see a plain, smaller
+    network. Checkpoints carry it. The teacher is no submodule: it is in no checkpoint, no optimizer, no broadcast.
+
+    Args:
+        model_cfg: MODEL's mapping; never changed.
+        num_class: number of classes.
+        dataset: of OpenPCDet's; ``dataset.training`` says whether weights are inherited and a teacher is needed.
+
+    Raises:
+        ConfigError: where MODEL cannot be used.
+        CheckpointError: where weights do not fit.
+    """
+
+    model_cfg: Any
+
+    def __init__(self, model_cfg: Any, num_class: int, dataset: Any) -> None:
+        super().__init__(model_cfg=model_cfg, num_class=num_class, dataset=dataset)  # type: ignore[call-arg]
+        self._plan: PruningPlan | None = None
+        self._distillation: Distillation | None = None
+        self._scene: Batch | None = None
+        self._refused: CheckpointError | None = None
+        self._file_plan: Mapping[str, Any] | None = None
+        post_processing = model_cfg.get("POST_PROCESSING", {})
+        self.iou_refinement = from_node(
+            IoURefinement, post_processing.get("IOU_REFINEMENT"), "MODEL.POST_PROCESSING.IOU_REFINEMENT"
+        )
+        has_branch = hasattr(self.dense_head, "conv_iou") or hasattr(self.dense_head, "iou_branches")
+        if post_processing.get("IOU_REFINEMENT"):
+            self.iou_refinement.require_branch(has_branch, type(self.dense_head).__name__)
+        self._prune(model_cfg.get("PRUNING"), dataset)
+        if model_cfg.get("DISTILL") and dataset.training:
+            self._distillation = _distillation(model_cfg["DISTILL"], dataset)
+
+    def _prune(self, node: Mapping[str, Any] | None, dataset: Any) -> None:
+        if not node:
+            return
+        pruning = from_node(PruningConfig, node, "MODEL.PRUNING")
+        if pruning.plan:
+            if dataset.training:
+                inherit_weights(self, pruning)  # type: ignore[arg-type]
+            self._cut(load_plan(pruning.plan))
+        elif dataset.training:
+            raise ConfigError(
+                "MODEL.PRUNING has no PLAN, and training needs it before the optimizer is built; run "
+                "tools/score_filters.py and tools/prune.py, then set MODEL.PRUNING.PLAN to the plan.json they leave"
+            )
+
+    def _cut(self, plan: PruningPlan) -> None:
+        self.to(home_of(self.dense_head))  # type: ignore[attr-defined]
+        cut_student_(self, plan, self.geometry)  # type: ignore[arg-type]
+        self._plan = plan
+
+    def _apply(self, change: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Move or cast the network, and the teacher along with it."""
+        if self._distillation is not None:
+            self._distillation.teacher.follow(change)
+        return super()._apply(change, *args, **kwargs)  # type: ignore[misc]
+
+    def forward(self, batch: Any) -> Any:
+        """Detect, or train and be taught; see :class:`DetectorFaces`.
+
+        Raises:
+            CheckpointError: in training, where a checkpoint to resume from was refused before.
+        """
+        if self.training and self._refused is not None:
+            raise self._refused
+        if not self.training or self._distillation is None:
+            return super().forward(batch)
+        self._scene = batch if isinstance(batch, Batch) else to_batch(batch)
+        try:
+            return super().forward(batch)
+        finally:
+            self._scene = None
+
+    def get_training_loss(self) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
+        """Give the task loss and, under a teacher, Eq. 7 with what it is made of."""
+        predictions = decode(self.dense_head, self.dense_head.forward_ret_dict) if self._scene is not None else None
+        loss, logged, shown = super().get_training_loss()  # type: ignore[misc]
+        if self._scene is None or self._distillation is None or predictions is None:
+            return loss, logged, shown
+        teacher = self._distillation.teacher
+        encoded: EncodedScene = teacher.encode(self._scene)
+        taught = self._distillation.method(predictions, self.sites, teacher, encoded)
+        logged = {
+            **logged,
+            "distill_loss": taught.loss.item(),
+            "num_representatives": taught.num_representatives.float().mean().item(),
+        }
+        return loss + taught.loss, logged, shown
+
+    def post_processing(self, batch_dict: dict[str, Any]) -> Any:
+        """Apply the IoU branch, then OpenPCDet's score threshold, NMS and recall."""
+        return super().post_processing(refine_batch(batch_dict, self.iou_refinement))  # type: ignore[misc]
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Give the network's tensors and, where it was pruned, the plan as one of them."""
+        state = super().state_dict(*args, **kwargs)  # type: ignore[misc]
+        if self._plan is not None:
+            state[kwargs.get("prefix", "") + PLAN_KEY] = pack_plan(plan_to_dict(self._plan))
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Load tensors of a network that was cut by the same plan, or by none like this one.
+
+        Raises:
+            CheckpointError: for another plan.
+        """
+        tensors = dict(state_dict)
+        self._require_plan(unpack_plan(tensors))
+        return super().load_state_dict(tensors, *args, **kwargs)  # type: ignore[misc]
+
+    def _load_state_dict(
+        self, model_state_disk: Mapping[str, Tensor], *, strict: bool = True
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Load what OpenPCDet read from a checkpoint: every tensor must fit, whichever way it asks."""
+        tensors = dict(model_state_disk)
+        if self._file_plan is not None:
+            tensors.setdefault(PLAN_KEY, pack_plan(self._file_plan))
+        try:
+            self._cut_like(tensors)
+            load_weights(self, tensors, "the checkpoint")  # type: ignore[arg-type]
+        except CheckpointError as error:
+            self._refused = error  # OpenPCDet's automatic resume would go on from random weights
+            raise
+        self._refused = None
+        return dict(self.state_dict()), tensors
+
+    def _cut_like(self, tensors: Mapping[str, Tensor]) -> None:
+        """Cut a network that is only tested as the checkpoint was; one that trains was cut when it was built."""
+        packed = unpack_plan(dict(tensors))
+        if packed is None or self._plan is not None or self.dataset.training:
+            return
+        if not self.model_cfg.get("PRUNING"):
+            raise CheckpointError("it is pruned, but the YAML has no MODEL.PRUNING; use the YAML it was trained with")
+        self._cut(plan_from_dict(packed))
+
+    def load_params_from_file(self, filename: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint for testing, or weights to start from; cuts the network first as the checkpoint says.
+
+        Raises:
+            CheckpointError: naming file and tensor, where it is of another model, plan or shape.
+        """
+        return self._naming(filename, super().load_params_from_file, *args, **kwargs)  # type: ignore[misc]
+
+    def load_params_with_optimizer(self, filename: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint to resume from.
+
+        Raises:
+            CheckpointError: naming file and tensor, where it is of another model, plan or shape.
+        """
+        return self._naming(filename, super().load_params_with_optimizer, *args, **kwargs)  # type: ignore[misc]
+
+    def _naming(self, filename: Any, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            self._file_plan = read_checkpoint(filename).get("pruning")
+            return load(filename, *args, **kwargs)
+        except CheckpointError as error:
+            named = str(error) if str(filename) in str(error) else f"{filename}: {error}"
+            self._refused = CheckpointError(named)
+            raise self._refused from error
+        finally:
+            self._file_plan = None
+
+    def _require_plan(self, packed: Mapping[str, Any] | None) -> None:
+        theirs = plan_from_dict(packed).keep_indices if packed is not None else None
+        ours = self._plan.keep_indices if self._plan is not None else None
+        if theirs != ours:
+            raise CheckpointError(
+                f"it is {_cut_by(theirs, 'another plan')}, this detector is {_cut_by(ours, 'MODEL.PRUNING.PLAN')}; "
+                "use the YAML and the plan it was trained with"
+            )
+
+
+def _cut_by(kept: Mapping[str, Any] | None, whose: str) -> str:
+    return "not pruned" if kept is None else f"pruned by {whose}"
+
+
+def _distillation(node: Mapping[str, Any], dataset: Any) -> Distillation:
+    config = from_node(DistillConfig, node, "MODEL.DISTILL")
+    return Distillation(build_teacher(config, dataset), build_method(config))
+
+
+class SECONDNetCaKDP(CaKDPStudent, SECONDNet):
+    """SECOND, pruned, distilled and masked."""
