@@ -72,7 +72,7 @@ def launch(job: Job, adjust: Adjust) -> None:
         RuntimeError: from an error of OpenPCDet's own code, which needs its traceback.
     """
     make_importable(job.root)
-    _require_openpcdet(job.root)
+    require_openpcdet(job.root)
     with _script(job.file) as module, _configured(module, job, adjust), guarded(module), _process_group():
         try:
             module.main()
@@ -91,7 +91,7 @@ def flags_of(root: Path, script: str) -> list[str]:
     return [word for word in words if isinstance(word, str) and word.startswith("--")]
 
 
-def _require_openpcdet(root: Path) -> None:
+def require_openpcdet(root: Path) -> None:
     """Import it and register our names.
 
     Raises:

@@ -43,7 +43,9 @@ def hold_out(config: EasyDict, folder: Path) -> EasyDict:
     data.INFO_PATH["train"] = [_write([infos[frame] for frame in kept], folder / f"infos_{train}.pkl")]
     for number, step in enumerate(_sampling_steps(data)):
         step["DB_INFO_PATH"] = [
-            _write(_database_of(Path(data.DATA_PATH, name), set(kept)), folder / f"dbinfos_{train}_{number}_{index}.pkl")
+            _write(
+                _database_of(Path(data.DATA_PATH, name), set(kept)), folder / f"dbinfos_{train}_{number}_{index}.pkl"
+            )
             for index, name in enumerate(step["DB_INFO_PATH"])
         ]
     return config
