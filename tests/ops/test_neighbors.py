@@ -213,7 +213,9 @@ def test_wrong_arguments_are_named(device):
         ops.local_neighbors(xyz, counts, new_xyz.double(), new_counts, 1.0)
     with pytest.raises(ValueError, match="counts must be int32 or int64, got torch.float32"):
         ops.local_neighbors(xyz, counts.float(), new_xyz, new_counts, 1.0)
-    with pytest.raises(ValueError, match="must be of the same frames, got 1 and 2"):
+    with pytest.raises(
+        ValueError, match="counts and new_counts must be of the same frames and name as many, got 1 and 2"
+    ):
         ops.local_neighbors(xyz, counts, new_xyz, torch.tensor([1, 3], device=device), 1.0)
     with pytest.raises(ValueError, match="neighbor_type must be 'cube' or 'ball', got 'box'"):
         ops.local_neighbors(xyz, counts, new_xyz, new_counts, 1.0, neighbor_type="box")
@@ -228,10 +230,18 @@ def test_wrong_arguments_are_named(device):
         ops.local_three_nn(xyz, torch.zeros(3, 8, 3, device=device), neighbors)
 
 
-@pytest.mark.parametrize(("counts", "new_counts"), [([5], [4]), ([7, -1], [4, 0]), ([6], [3])])
-def test_counts_that_do_not_add_up_are_refused_on_cpu(counts, new_counts):
+@pytest.mark.parametrize(
+    ("counts", "new_counts", "which"),
+    [
+        ([5], [4], "counts must say how many of the 6 rows of xyz"),
+        ([7, -1], [4, 0], "counts must say how many of the 6 rows of xyz"),
+        ([6], [3], "new_counts must say how many of the 4 rows of new_xyz"),
+    ],
+)
+def test_counts_that_do_not_add_up_are_refused_on_cpu(counts, new_counts, which):
     given = tensors("cpu", torch.float32, cloud(6, 21), counts, cloud(4, 22), new_counts)
-    with pytest.raises(ValueError, match="counts must be at least 0 and add up to [64] rows, got"):
+    rest = "belong to each frame: numbers of at least 0 that add up to [64], got"
+    with pytest.raises(ValueError, match=f"^{which} {rest}"):
         ops.local_neighbors(*given, 1.0)
 
 
