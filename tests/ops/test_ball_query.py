@@ -206,6 +206,10 @@ def test_on_a_cpu_counts_are_held_against_the_rows(counts):
         lambda o, xyz, good, bad: o.three_nn(xyz, bad, xyz, good),
         lambda o, xyz, good, bad: o.three_nn(xyz, good, xyz, bad),
         lambda o, xyz, good, bad: o.farthest_point_sampling(xyz, bad, [1, 1]),
+        lambda o, xyz, good, bad: o.neighbors_in_boxes(xyz, bad, torch.zeros(4, 7), good, -1),
+        lambda o, xyz, good, bad: o.neighbors_in_boxes(xyz, good, torch.zeros(4, 7), bad, -1),
+        lambda o, xyz, good, bad: o.neighbors_in_balls(xyz, bad, xyz, good, 1.0, -1),
+        lambda o, xyz, good, bad: o.neighbors_in_balls(xyz, good, xyz, bad, 1.0, -1),
     ],
 )
 def test_a_direct_call_on_a_cpu_refuses_counts_of_other_rows(cpu_kernels, call, counts):

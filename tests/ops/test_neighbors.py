@@ -245,6 +245,31 @@ def test_counts_that_do_not_add_up_are_refused_on_cpu(counts, new_counts, which)
         ops.local_neighbors(*given, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("counts", "new_counts", "wanted"),
+    [
+        ([0, 6], [3, 3], [[], [], [], [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]]),
+        ([2, 9], [3, 3], [[0, 1], [0, 1], [0, 1], [2, 3, 4, 5], [2, 3, 4, 5], [2, 3, 4, 5]]),
+        ([2, 1], [3, 3], [[0, 1], [0, 1], [0, 1], [2], [2], [2]]),
+        ([7, -7], [3, 3], [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [], [], []]),
+        ([3, 3], [2, 9], [[0, 1, 2], [0, 1, 2], [3, 4, 5], [3, 4, 5], [3, 4, 5], [3, 4, 5]]),
+        ([3, 3], [2, 1], [[0, 1, 2], [0, 1, 2], [3, 4, 5], [], [], []]),
+        ([3, 3], [-3, 6], [[3, 4, 5], [3, 4, 5], [3, 4, 5], [3, 4, 5], [3, 4, 5], [3, 4, 5]]),
+        ([], [], [[], [], [], [], [], []]),
+    ],
+)
+@pytest.mark.usefixtures("cuda_kernels")
+def test_cuda_kernels_stay_within_the_rows_whatever_the_counts(device, counts, new_counts, wanted):
+    points, boxes = torch.zeros(6, 3, device=device), torch.full((6, 7), 0.1, device=device)
+    of_points = torch.tensor(counts, dtype=torch.int64, device=device)
+    of_queries = torch.tensor(new_counts, dtype=torch.int64, device=device)
+    boxes[:, 3:6] = 1
+    in_boxes = torch.ops.cakdp.neighbors_in_boxes(points, of_points, boxes, of_queries, -1)
+    in_balls = torch.ops.cakdp.neighbors_in_balls(points, of_points, boxes[:, :3], of_queries, 1.0, -1)
+    assert as_lists(ops.Neighbors(*in_boxes)) == wanted
+    assert as_lists(ops.Neighbors(*in_balls)) == wanted
+
+
 @pytest.mark.usefixtures("checks_rows")
 @pytest.mark.parametrize(
     ("start", "length", "index"), [(0, 3, [0, 1]), (-1, 2, [0, 1]), (0, 2, [0, 6]), (0, 2, [-1, 0])]
