@@ -13,6 +13,7 @@ from shapely_boxes import polygons, random_boxes
 
 from cakdp_ext import ops
 from cakdp_ext.ops.reference import neighbors as reference
+from cakdp_ext.ops.reference import stacked
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
@@ -76,7 +77,7 @@ def test_a_limit_keeps_the_first_points(device, dtype, neighbor_type, num_sample
 
 
 def test_blocks_of_the_reference_leave_no_seam(monkeypatch):
-    monkeypatch.setattr(reference, "DENSE_LIMIT", 300)
+    monkeypatch.setattr(stacked, "DENSE_LIMIT", 300)
     points, boxes = cloud(100, 6), random_boxes(30, 7)
     counts = (torch.tensor([60, 40]), torch.tensor([10, 20]))
     lists = as_lists(ops.Neighbors(*reference.neighbors_in_boxes(points, counts[0], boxes, counts[1], 3)))
