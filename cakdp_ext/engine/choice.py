@@ -14,8 +14,8 @@ BUILTIN, OPENPCDET = "builtin", "openpcdet"
 def engine_name() -> str:
     """Give ``CAKDP_ENGINE`` where it is set; otherwise ``openpcdet`` where it can be found, else ``builtin``.
 
-    ``OPENPCDET_ROOT`` asks for OpenPCDet even where it names no checkout, so that a slip of the pen is an error later on
-    and not another engine.
+    ``OPENPCDET_ROOT`` asks for OpenPCDet even where it names no checkout, so that a slip of the pen is an error later
+    on and not another engine.
 
     Raises:
         ConfigError: for another name.

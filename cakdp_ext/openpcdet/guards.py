@@ -57,8 +57,8 @@ def replaced(owner: Any, wrappers: Mapping[str, Callable[[Any], Any]]) -> Iterat
 class LoadingGuard:
     """Sees to it that a checkpoint is loaded whole or refused, and that a resume does not start again from nothing.
 
-    OpenPCDet's automatic resume passes over every checkpoint that it cannot load, and its other loader over every tensor
-    of another shape. Our own detectors refuse such checkpoints by themselves.
+    OpenPCDet's automatic resume passes over every checkpoint that it cannot load, and its other loader over every
+    tensor of another shape. Our own detectors refuse such checkpoints by themselves.
 
     Args:
         is_strict: whether a partial load is an error; where training starts it is what ``--pretrained_model`` is for.

@@ -7,6 +7,7 @@ command line's parser, and what ``guards`` watches over. Everything is put back 
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import shlex
 import sys
@@ -99,11 +100,12 @@ def _require_openpcdet(root: Path) -> None:
     """
     cure = f"{CPU_SWITCH}=1 runs it on CPU, CAKDP_ENGINE=builtin takes the built-in engine"
     try:
+        importlib.import_module("pcdet.models")  # first, as registering is what follows its import
         register()
     except ImportError as error:
         raise ConfigError(
-            f"OpenPCDet at {root} cannot be imported ({error}); build it there (python setup.py develop) and install what "
-            f"it needs; without a GPU, {cure}"
+            f"OpenPCDet at {root} cannot be imported ({error}); build it there (python setup.py develop) and install "
+            f"what it needs; without a GPU, {cure}"
         ) from error
     if not torch.cuda.is_available() and not _runs_on_cpu():
         raise ConfigError(f"OpenPCDet needs CUDA, and PyTorch {torch.__version__} sees no device; {cure}")
@@ -117,7 +119,7 @@ def _runs_on_cpu() -> bool:
 
 @contextmanager
 def _script(file: Path) -> Iterator[ModuleType]:
-    """Load a script with its folder first on ``sys.path``; it and what it imports from there are forgotten afterwards."""
+    """Load a script with its folder first on ``sys.path``; what it imports from there is forgotten afterwards."""
     own = {part.stem for part in file.parent.iterdir()} - {"pcdet"}
     path, hidden = list(sys.path), _take_modules(own)  # among them the standard library's ``test``
     sys.path.insert(0, str(file.parent))
