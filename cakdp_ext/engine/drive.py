@@ -15,6 +15,7 @@ from cakdp_ext.checkpoint import find_checkpoint
 from cakdp_ext.config import ConfigError
 from cakdp_ext.engine.choice import BUILTIN, ENGINE, OPENPCDET, engine_name
 from cakdp_ext.engine.cli import command_parser, require_sections
+from cakdp_ext.engine.resume import newest_checkpoint, require_openpcdets, require_same_settings
 from cakdp_ext.engine.runs import LOG, RunFolder, logging_to
 from cakdp_ext.engine.train import plan_file
 from cakdp_ext.openpcdet.launch import Job, flags_of, launch
@@ -50,14 +51,17 @@ def drive(script: str, argv: Sequence[str] | None, description: str) -> None:
     root = openpcdet_root(args.openpcdet_root)
     words = _for_openpcdet(words, root, script)
     run = RunFolder.of(args.cfg, args.extra_tag, Path(args.output_dir).resolve())
-    config = make_absolute(resolve(args.cfg, args.overrides, root), root)
-    require_sections(config)
+    asked = resolve(args.cfg, args.overrides, root)
+    require_sections(asked)
+    config = make_absolute(asked, root)
     require_data(config, root)
     is_main = _rank(words, os.environ) == 0
     with logging_to(run.path, f"cakdp_{script}", is_main):
         config = (_prepare_training if script == "train" else _prepare_test)(config, run, args)
         if is_main and script == "train":
-            run.create(config)
+            if not _has(words, "--ckpt"):
+                require_same_settings(asked, run)
+            run.create(asked)
         cfg_file = str(Path(config.CONFIG_FILE).resolve())
         words = ["--cfg_file", cfg_file, "--extra_tag", args.extra_tag, *words]
         launch(Job(root, script, config, run.path, words), lambda given: _adjust(given, run, script))
@@ -155,8 +159,12 @@ def _for_testing(config: EasyDict, split: str | None, folder: Path) -> EasyDict:
 
 def _adjust(given: Namespace, run: RunFolder, script: str) -> None:
     """Let flags mean what they mean in the built-in engine: run folders as checkpoints, a batch for all processes."""
-    if script == "test" and not given.eval_all:
+    if script == "train":
+        given.ckpt = given.ckpt or newest_checkpoint(run)
+    elif not given.eval_all:
         given.ckpt = given.ckpt or run.path
+    if script == "train" and given.ckpt:
+        require_openpcdets(Path(given.ckpt))
     for name in ("ckpt", "pretrained_model"):
         if getattr(given, name, None):
             setattr(given, name, str(find_checkpoint(getattr(given, name))))

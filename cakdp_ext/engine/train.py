@@ -118,9 +118,14 @@ def identity_of(config: EasyDict, request: TrainRequest) -> dict[str, str]:
 
     A checkpoint keeps it, so that a resume with other settings is refused instead of half obeyed.
     """
+    return {"--seed": str(request.seed), "--use_amp": str(request.use_amp), **settings_of(config)}
+
+
+def settings_of(config: EasyDict) -> dict[str, str]:
+    """The YAML's part of what the weights depend on."""
     ignored = ("DATA_CONFIG.DATA_PATH", "MODEL.POST_PROCESSING", "MODEL.PRUNING", "OPTIMIZATION.NUM_EPOCHS",
                "OPTIMIZATION.BATCH_SIZE_PER_GPU")  # fmt: skip
-    flat: dict[str, str] = {"--seed": str(request.seed), "--use_amp": str(request.use_amp)}
+    flat: dict[str, str] = {}
 
     def collect(prefix: str, value: Any) -> None:
         if prefix.startswith(ignored):
