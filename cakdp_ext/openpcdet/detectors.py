@@ -21,6 +21,7 @@ from cakdp_ext.pruning import (
     PruningConfig,
     cut_student_,
     inherit_weights,
+    iou_branch,
     load_plan,
     plan_from_dict,
     plan_to_dict,
@@ -53,8 +54,6 @@ class CaKDPStudent(DetectorFaces):
         CheckpointError: where weights do not fit.
     """
 
-    model_cfg: Any
-
     def __init__(self, model_cfg: Any, num_class: int, dataset: Any) -> None:
         super().__init__(model_cfg=model_cfg, num_class=num_class, dataset=dataset)  # type: ignore[call-arg]
         self._plan: PruningPlan | None = None
@@ -66,8 +65,8 @@ class CaKDPStudent(DetectorFaces):
         self.iou_refinement = from_node(
             IoURefinement, post_processing.get("IOU_REFINEMENT"), "MODEL.POST_PROCESSING.IOU_REFINEMENT"
         )
-        has_branch = hasattr(self.dense_head, "conv_iou") or hasattr(self.dense_head, "iou_branches")
         if post_processing.get("IOU_REFINEMENT"):
+            has_branch = bool(iou_branch(self))  # type: ignore[arg-type]
             self.iou_refinement.require_branch(has_branch, type(self.dense_head).__name__)
         self._prune(model_cfg.get("PRUNING"), dataset)
         if model_cfg.get("DISTILL") and dataset.training:

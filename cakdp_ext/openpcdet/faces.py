@@ -36,6 +36,7 @@ class DetectorFaces:
     dense_head: Any
     roi_head: Any
     dataset: Any
+    model_cfg: Any
     training: bool
     _sites: PredictionSites | None = None
 
@@ -68,6 +69,11 @@ class DetectorFaces:
         if self._sites is None or self._sites.centers.device != device:
             self._sites = to_device(sites_of(self.dense_head, self.geometry), device)
         return self._sites
+
+    @property
+    def recall_thresholds(self) -> tuple[float, ...]:
+        """IoUs at which recalled objects are counted."""
+        return tuple(self.model_cfg.POST_PROCESSING.RECALL_THRESH_LIST)
 
     def predict_dense(self, batch: Batch) -> DensePredictions:
         """Give the raw predictions without targets, losses, mask or NMS."""

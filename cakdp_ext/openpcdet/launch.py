@@ -7,7 +7,6 @@ command line's parser, and what ``guards`` watches over. Everything is put back 
 from __future__ import annotations
 
 import ast
-import importlib
 import importlib.util
 import shlex
 import sys
@@ -73,7 +72,7 @@ def launch(job: Job, adjust: Adjust) -> None:
         RuntimeError: from an error of OpenPCDet's own code, which needs its traceback.
     """
     make_importable(job.root)
-    _require_openpcdet(job.root)
+    require_openpcdet(job.root)
     with _script(job.file) as module, _configured(module, job, adjust), guarded(module), _process_group():
         try:
             module.main()
@@ -92,7 +91,7 @@ def flags_of(root: Path, script: str) -> list[str]:
     return [word for word in words if isinstance(word, str) and word.startswith("--")]
 
 
-def _require_openpcdet(root: Path) -> None:
+def require_openpcdet(root: Path) -> None:
     """Import it and register our names.
 
     Raises:
@@ -100,7 +99,6 @@ def _require_openpcdet(root: Path) -> None:
     """
     cure = f"{CPU_SWITCH}=1 runs it on CPU, CAKDP_ENGINE=builtin takes the built-in engine"
     try:
-        importlib.import_module("pcdet.models")  # first, as registering is what follows its import
         register()
     except ImportError as error:
         raise ConfigError(

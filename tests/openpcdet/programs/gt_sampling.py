@@ -24,9 +24,7 @@ def main(checkout, data):
     labelled = sum(int(np.isin(info["annos"]["name"], config.CLASS_NAMES).sum()) for info in dataset.kitti_infos)
     for method in ("fork", "spawn"):
         np.random.seed(0)  # noqa: NPY002 (OpenPCDet draws from NumPy's global generator)
-        loader = DataLoader(
-            dataset, 4, num_workers=1, collate_fn=dataset.collate_batch, multiprocessing_context=method
-        )
+        loader = DataLoader(dataset, 4, num_workers=1, collate_fn=dataset.collate_batch, multiprocessing_context=method)
         boxes = voxels = 0
         for batch in loader:
             boxes += int((batch["gt_boxes"][..., 7] > 0).sum())
