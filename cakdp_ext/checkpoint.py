@@ -34,6 +34,12 @@ def allow_numpy_scalars() -> None:
     torch.serialization.add_safe_globals(_NUMPY_SCALARS)
 
 
+def _not_yet_allowed() -> list[Any]:
+    """What a block must allow for itself: leaving it forbids all that it allowed, even what was allowed before."""
+    allowed = torch.serialization.get_safe_globals()
+    return [scalar for scalar in _NUMPY_SCALARS if scalar not in allowed]
+
+
 def find_checkpoint(path: str | Path) -> Path:
     """Take a checkpoint file, or a run folder whose last epoch is meant.
 
@@ -78,7 +84,7 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     """
     file = find_checkpoint(path)
     try:
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+        with torch.serialization.safe_globals(_not_yet_allowed()):
             content = torch.load(file, map_location=map_location, weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch.load raises half a dozen unrelated types for a broken file
         reason = str(error).partition("\n")[0].partition(". ")[0]

@@ -110,8 +110,8 @@ def _train_infos(data: EasyDict) -> dict[str, Mapping[str, Any]]:
 
 def _unknown(data: EasyDict) -> Any:
     raise ConfigError(
-        f"DATA_CONFIG.NUM_HELD_OUT divides info files of KITTI's kind, which {data.DATASET} has not; list the frames as a "
-        "split of their own, set NUM_HELD_OUT: 0, and name that split in MODEL.PRUNING.SPLIT"
+        f"DATA_CONFIG.NUM_HELD_OUT divides info files of KITTI's kind, which {data.DATASET} has not; list the frames "
+        "as a split of their own, set NUM_HELD_OUT: 0, and name that split in MODEL.PRUNING.SPLIT"
     )
 
 
@@ -133,7 +133,7 @@ def _info_names(data: EasyDict, split: str) -> list[str]:
 
 def _sampling_steps(data: EasyDict) -> list[EasyDict]:
     """The augmentation steps that paste objects and are not switched off."""
-    augmentor = data.get("DATA_AUGMENTOR") or []
+    augmentor: Any = data.get("DATA_AUGMENTOR") or []
     is_list = isinstance(augmentor, Sequence)
     steps = augmentor if is_list else augmentor.get("AUG_CONFIG_LIST") or []
     off = [] if is_list else augmentor.get("DISABLE_AUG_LIST") or []
