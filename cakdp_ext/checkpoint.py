@@ -18,11 +18,9 @@ from cakdp_ext.files import atomic_path
 PLAN_KEY = "pruning_plan"
 """Where the state dict of a pruned detector of OpenPCDet's keeps its plan: its own loop saves nothing but tensors."""
 _EPOCH = re.compile(r"checkpoint_epoch_(\d+)\.pth$")
-_NUMPY_SCALARS: list[Any] = [
-    np.float64(0).__reduce__()[0],  # the private function that NumPy pickles its scalars with
-    np.dtype,
-    type(np.dtype(np.float64)),
-]
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+"""The private function that NumPy pickles its scalars with."""
+_NUMPY_NUMBERS = ("bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8")
 
 
 class CheckpointError(ValueError):
@@ -30,8 +28,22 @@ class CheckpointError(ValueError):
 
 
 def allow_numpy_scalars() -> None:
-    """Let ``torch.load(weights_only=True)`` read the NumPy scalars that OpenPCDet's optimizer states hold."""
-    torch.serialization.add_safe_globals(_NUMPY_SCALARS)
+    """Let ``torch.load(weights_only=True)``, the default since PyTorch 2.6, read the NumPy numbers in optimizer states.
+
+    OpenPCDet's hold some, and where they are refused its automatic resume starts again from nothing without a word.
+    Nothing but numbers is allowed, for the rest of the process: taking them back would undo what others allowed.
+    """
+    dtypes = [type(np.dtype(name)) for name in _NUMPY_NUMBERS]
+    torch.serialization.add_safe_globals([_NUMPY_SCALAR, np.dtype, *dtypes])
+    if _allows_names(torch.__version__):  # the file may have been written under another NumPy than this one
+        names: Any = [(_NUMPY_SCALAR, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]
+        torch.serialization.add_safe_globals(names)
+
+
+def _allows_names(version: str) -> bool:
+    """Tell whether PyTorch's allow-list takes an object with the name that it has in a file."""
+    major, minor = version.split(".")[:2]
+    return (int(major), int(minor)) >= (2, 6)
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -77,9 +89,9 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
         CheckpointError: for a missing, truncated or foreign file.
     """
     file = find_checkpoint(path)
+    allow_numpy_scalars()
     try:
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
-            content = torch.load(file, map_location=map_location, weights_only=True)
+        content = torch.load(file, map_location=map_location, weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch.load raises half a dozen unrelated types for a broken file
         reason = str(error).partition("\n")[0].partition(". ")[0]
         raise CheckpointError(
