@@ -18,7 +18,7 @@ from cakdp_ext.files import atomic_path
 PLAN_KEY = "pruning_plan"
 """Where the state dict of a pruned detector of OpenPCDet's keeps its plan: its own loop saves nothing but tensors."""
 _EPOCH = re.compile(r"checkpoint_epoch_(\d+)\.pth$")
-_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+_NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
 """The private function that NumPy pickles its scalars with."""
 _NUMPY_NUMBERS = ("bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8")
 
@@ -36,7 +36,7 @@ def allow_numpy_scalars() -> None:
     dtypes = [type(np.dtype(name)) for name in _NUMPY_NUMBERS]
     torch.serialization.add_safe_globals([_NUMPY_SCALAR, np.dtype, *dtypes])
     if _allows_names(torch.__version__):  # the file may have been written under another NumPy than this one
-        names: Any = [(_NUMPY_SCALAR, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]
+        names: list[Any] = [(_NUMPY_SCALAR, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]
         torch.serialization.add_safe_globals(names)
 
 
@@ -98,18 +98,30 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
             f"{file} cannot be read as a checkpoint ({type(error).__name__}: {reason}); it is damaged or of another "
             "kind: copy it again, or name another one"
         ) from error
-    if not isinstance(content, dict) or "model_state" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("model_state"), dict):
         raise CheckpointError(f"{file} holds no model_state; it is not a checkpoint of OpenPCDet's kind")
-    plan = unpack_plan(content["model_state"])
+    try:
+        plan = unpack_plan(content["model_state"])
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from error
     if plan is not None:
         content["pruning"] = plan
     return content
 
 
-def unpack_plan(state: dict[str, Tensor]) -> dict[str, Any] | None:
-    """Take a plan that travels among the tensors of a state dict out of it; None where there is none."""
-    packed = state.pop(PLAN_KEY, None)
-    return None if packed is None else dict(json.loads(bytes(packed.tolist())))
+def unpack_plan(state: dict[str, Tensor], prefix: str = "") -> dict[str, Any] | None:
+    """Take a plan that travels among the tensors of a state dict out of it; None where there is none.
+
+    Raises:
+        CheckpointError: for one that cannot be read.
+    """
+    packed = state.pop(prefix + PLAN_KEY, None)
+    if packed is None:
+        return None
+    try:
+        return dict(json.loads(bytes(packed.tolist())))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"its pruning plan is damaged ({error}); take another checkpoint") from error
 
 
 def pack_plan(content: Mapping[str, Any]) -> Tensor:
