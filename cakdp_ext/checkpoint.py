@@ -145,7 +145,7 @@ def write_checkpoint(path: Path, model: nn.Module, state: Mapping[str, Any]) -> 
 def load_weights(
     model: nn.Module, state: Mapping[str, Tensor], where: str | Path, may_miss: tuple[str, ...] = ()
 ) -> list[str]:
-    """Load a state dict whose every tensor must fit.
+    """Load a state dict whose every tensor must fit; kernels as spconv 1 laid them out are turned round.
 
     Args:
         model: what is loaded into.
@@ -162,6 +162,7 @@ def load_weights(
     own, state = dict(model.state_dict()), dict(state)
     unpack_plan(own)
     plan = {PLAN_KEY: state.pop(PLAN_KEY)} if PLAN_KEY in state else {}
+    state = {key: _as_spconv_2(value, own[key].shape) if key in own else value for key, value in state.items()}
     for key, value in state.items():
         if key in own and own[key].shape != value.shape:
             raise CheckpointError(
@@ -179,3 +180,11 @@ def load_weights(
             )
     model.load_state_dict({**state, **plan}, strict=False)
     return [key for key in missing if key not in refused]
+
+
+def _as_spconv_2(value: Tensor, shape: torch.Size) -> Tensor:
+    """Bring a sparse kernel ``(z, y, x, in, out)``, as spconv 1 has it, into the ``(out, z, y, x, in)`` of spconv 2."""
+    if value.shape == shape or value.dim() != 5 or len(shape) != 5:
+        return value
+    turned = value.permute(4, 0, 1, 2, 3)
+    return turned.contiguous() if turned.shape == shape else value
