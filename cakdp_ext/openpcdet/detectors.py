@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cakdp_ext.checkpoint import PLAN_KEY, CheckpointError, load_weights, pack_plan, read_checkpoint, unpack_plan
 from cakdp_ext.config import ConfigError, from_node
-from cakdp_ext.distillation import DistillConfig, DistillMethod, FrozenTeacher, build_method
+from cakdp_ext.distillation import DistillConfig, DistillMethod, FrozenTeacher, build_method, match_sites
 from cakdp_ext.openpcdet.batches import to_batch
 from cakdp_ext.openpcdet.dense import decode, home_of
 from cakdp_ext.openpcdet.faces import DetectorFaces
@@ -52,7 +52,7 @@ class CaKDPStudent(DetectorFaces):
         dataset: of OpenPCDet's; ``dataset.training`` says whether weights are inherited and a teacher is needed.
 
     Raises:
-        ConfigError: where MODEL cannot be used.
+        ConfigError: where MODEL cannot be used, or the teacher cannot teach this student.
         CheckpointError: where weights do not fit.
     """
 
@@ -74,6 +74,7 @@ class CaKDPStudent(DetectorFaces):
         self._prune(model_cfg.get("PRUNING"), dataset)
         if model_cfg.get("DISTILL") and dataset.training:
             self._distillation = _distillation(model_cfg["DISTILL"], dataset)
+            match_sites(self.sites, self._distillation.teacher.sites)
 
     def _prune(self, node: Mapping[str, Any] | None, dataset: Any) -> None:
         if not node:
