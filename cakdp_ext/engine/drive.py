@@ -15,15 +15,18 @@ from cakdp_ext.checkpoint import find_checkpoint
 from cakdp_ext.config import ConfigError
 from cakdp_ext.engine.choice import BUILTIN, ENGINE, OPENPCDET, engine_name
 from cakdp_ext.engine.cli import command_parser, require_sections
+from cakdp_ext.engine.distributed import Workers, outside_group
 from cakdp_ext.engine.resume import newest_checkpoint, require_openpcdets, require_same_settings
 from cakdp_ext.engine.runs import LOG, RunFolder, logging_to
-from cakdp_ext.engine.train import plan_file
+from cakdp_ext.engine.train import TrainRequest, plan_file
 from cakdp_ext.openpcdet.launch import Job, flags_of, launch
 from cakdp_ext.openpcdet.locate import openpcdet_root
 from cakdp_ext.openpcdet.resolve import make_absolute, require_data, resolve
 from cakdp_ext.openpcdet.splits import hold_out, require_infos, split_config
 
 ROOT_FLAG = "--openpcdet_root"
+THEIR_SEED = 666
+"""What ``--fix_random_seed`` fixes."""
 
 
 def drives_openpcdet(argv: Sequence[str] | None) -> bool:
@@ -57,14 +60,47 @@ def drive(script: str, argv: Sequence[str] | None, description: str) -> None:
     require_data(config, root)
     is_main = _rank(words, os.environ) == 0
     with logging_to(run.path, f"cakdp_{script}", is_main):
-        config = (_prepare_training if script == "train" else _prepare_test)(config, run, args)
-        if is_main and script == "train":
-            if not _has(words, "--ckpt"):
-                require_same_settings(asked, run)
-            run.create(asked)
-        cfg_file = str(Path(config.CONFIG_FILE).resolve())
-        words = ["--cfg_file", cfg_file, "--extra_tag", args.extra_tag, *words]
-        launch(Job(root, script, config, run.path, words), lambda given: _adjust(given, run, script))
+        if script == "train":
+            _train(asked, run, root, words, is_main)
+        else:
+            _start(script, _prepare_test(config, run, args), run, root, words)
+
+
+def train_with_openpcdet(config: EasyDict, run: RunFolder, request: TrainRequest, place: Workers) -> None:
+    """Train as a stage of our own engine, by OpenPCDet's script, to the last epoch; nothing is tested.
+
+    Args:
+        config: of ``load_request``.
+        run: where everything is kept.
+        request: of the training.
+        place: this process; it leaves its group for OpenPCDet's.
+
+    Raises:
+        ConfigError, CheckpointError: as :func:`drive`, and for a seed that OpenPCDet cannot take.
+    """
+    if request.seed != THEIR_SEED:
+        raise ConfigError(f"OpenPCDet's scripts know one seed, --seed {THEIR_SEED}; leave it out")
+    words = ["--fix_random_seed", "--num_epochs_to_eval", "-1", "--workers", str(request.num_workers)]
+    words += ["--use_amp"] if request.use_amp else []
+    for flag, value in (("--epochs", request.epochs), ("--batch_size", request.batch_size)):
+        words += [] if value is None else [flag, str(value)]
+    root, absolute = openpcdet_root(), RunFolder(run.path.resolve())
+    with outside_group(place):
+        _train(config, absolute, root, _for_openpcdet(words, root, "train"), place.is_main)
+
+
+def _train(asked: EasyDict, run: RunFolder, root: Path, words: Sequence[str], is_main: bool) -> None:
+    config = _prepare_training(make_absolute(asked, root), run)
+    if is_main:
+        if not _has(words, "--ckpt"):
+            require_same_settings(asked, run)
+        run.create(asked)
+    _start("train", config, run, root, words)
+
+
+def _start(script: str, config: EasyDict, run: RunFolder, root: Path, words: Sequence[str]) -> None:
+    given = ["--cfg_file", str(Path(config.CONFIG_FILE).resolve()), "--extra_tag", run.path.name, *words]
+    launch(Job(root, script, config, run.path, given), lambda parsed: _adjust(parsed, run, script))
 
 
 def launcher_words(words: Sequence[str], environment: Mapping[str, str]) -> list[str]:
@@ -133,7 +169,7 @@ def _rank(words: Sequence[str], environment: Mapping[str, str]) -> int:
     return int(environment.get(variable, "0"))
 
 
-def _prepare_training(config: EasyDict, run: RunFolder, args: Namespace) -> EasyDict:
+def _prepare_training(config: EasyDict, run: RunFolder) -> EasyDict:
     plan = plan_file(config, run)
     if plan is not None:
         config.MODEL.PRUNING.PLAN = str(plan.resolve())

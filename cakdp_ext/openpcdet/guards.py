@@ -168,7 +168,8 @@ class WaitingGuard:
             if found[1] is not None:
                 self.has_tested, self.since = True, time.monotonic()
             elif is_over:
-                self._say_why(Path(ckpt_dir), Path(ckpt_record_file), args.start_epoch)
+                if args.start_epoch <= getattr(args, "epochs", args.start_epoch):  # else nobody wants any tested
+                    self._say_why(Path(ckpt_dir), Path(ckpt_record_file), args.start_epoch)
                 raise _NothingLeftError
             return found
 
