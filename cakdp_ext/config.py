@@ -20,16 +20,17 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the key, the file and what would be valid."""
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> EasyDict:
+def load_config(path: str | Path, overrides: Sequence[str] = (), search: Sequence[Path] = ()) -> EasyDict:
     """Read a YAML file with its bases and apply ``KEY VALUE`` overrides.
 
     ``_BASE_CONFIG_`` may stand at any depth and bases may have bases. A base is looked for beside the file that
     names it, then, as OpenPCDet's own files expect, from the working directory, then from any parent folder of
-    the file. Mappings merge key by key, everything else is replaced.
+    the file, then from ``search``. Mappings merge key by key, everything else is replaced.
 
     Args:
         path: the YAML file.
         overrides: flat list ``[KEY, VALUE, KEY, VALUE, ...]`` as after ``--set``; keys are dotted.
+        search: further folders that bases may be relative to.
 
     Returns:
         The merged tree; ``CONFIG_FILE`` holds the path it came from.
@@ -38,13 +39,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> EasyDict:
         ConfigError: for a missing file, a circular base, a syntax error, an unknown key or a value of another type.
     """
     path = Path(path)
-    tree = EasyDict(_load_file(path, ()))
+    tree = EasyDict(_load_file(path, (), tuple(search)))
     tree["CONFIG_FILE"] = str(path)
     apply_overrides(tree, overrides)
     return tree
 
 
-def _load_file(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+def _load_file(path: Path, seen: tuple[Path, ...], search: tuple[Path, ...]) -> dict[str, Any]:
     resolved = path.resolve()
     if resolved in seen:
         chain = " -> ".join(str(p) for p in (*seen, resolved))
@@ -57,27 +58,30 @@ def _load_file(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold a mapping at its top, got {type(raw).__name__}")
-    return _resolve_bases(raw, path, (*seen, resolved))
+    return _resolve_bases(raw, path, (*seen, resolved), search)
 
 
-def _resolve_bases(node: Mapping[str, Any], path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+def _resolve_bases(
+    node: Mapping[str, Any], path: Path, seen: tuple[Path, ...], search: tuple[Path, ...]
+) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     if BASE_KEY in node:
-        merged = _load_file(_find_base(str(node[BASE_KEY]), path), seen)
+        merged = _load_file(_find_base(str(node[BASE_KEY]), path, search), seen, search)
     own = {
-        key: _resolve_bases(value, path, seen) if isinstance(value, Mapping) else value
+        key: _resolve_bases(value, path, seen, search) if isinstance(value, Mapping) else value
         for key, value in node.items()
         if key != BASE_KEY
     }
     return merge(merged, own)
 
 
-def _find_base(name: str, path: Path) -> Path:
-    candidates = [path.parent / name, Path(name), *(parent / name for parent in path.resolve().parents)]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise ConfigError(f"{path} names the base {name!r}, which is neither beside it nor under {Path.cwd()}")
+def _find_base(name: str, path: Path, search: tuple[Path, ...]) -> Path:
+    folders = [path.parent, Path(), *path.resolve().parents, *search]
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    under = ", ".join(map(str, (Path.cwd(), *search)))
+    raise ConfigError(f"{path} names the base {name!r}, which is neither beside it nor under {under}")
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

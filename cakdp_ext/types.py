@@ -77,6 +77,24 @@ class LidarGeometry:
         nx, ny, nz = np.round((high - low) / np.array(self.voxel_size)).astype(int).tolist()
         return nx, ny, nz
 
+    def cell_centers(self, stride: int, num_per_cell: int = 1) -> Tensor:
+        """Give the metric centre of the cell behind each site of a bird's-eye-view map, row by row.
+
+        Args:
+            stride: of the map with respect to the voxel grid.
+            num_per_cell: sites that share a cell.
+
+        Returns:
+            ``(A, 2)`` float32 x and y, in the order of the sites.
+        """
+        x, y = (
+            self.point_cloud_range[axis]
+            + (torch.arange(self.grid_size[axis] // stride, dtype=torch.float64) + 0.5) * self.voxel_size[axis] * stride
+            for axis in range(2)
+        )
+        rows, columns = torch.meshgrid(y, x, indexing="ij")
+        return torch.stack([columns, rows], dim=-1).reshape(-1, 2).repeat_interleave(num_per_cell, dim=0).float()
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -114,7 +132,8 @@ class PredictionSites:
     """Where the A predictions of a dense head sit; the same for every frame.
 
     Attributes:
-        centers: ``(A, 2)`` metric x, y of each prediction's cell.
+        centers: ``(A, 2)`` metric x, y of the centre of each prediction's cell; one tensor from call to call, because
+            what is computed from it is kept.
         anchors: ``(A, 7)`` boxes of an anchor head; None for a center head.
         stride: cumulative stride of the head's map with respect to the voxel grid.
         num_classes: how many classes the head tells apart.

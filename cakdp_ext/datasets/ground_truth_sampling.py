@@ -13,7 +13,7 @@ import torch
 from cakdp_ext import ops
 from cakdp_ext.config import ConfigError, from_node
 from cakdp_ext.datasets.frame import RawFrame
-from cakdp_ext.datasets.pickles import load_arrays
+from cakdp_ext.pickles import load_arrays
 
 Entry = Mapping[str, Any]
 

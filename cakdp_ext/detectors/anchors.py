@@ -107,25 +107,3 @@ def anchor_grid(specs: Sequence[AnchorSpec], geometry: LidarGeometry) -> Tensor:
                 "channels hold one height of each size, so repeat the size in an entry of its own"
             )
     return torch.cat([class_anchors(spec, geometry)[0].flatten(2, 3) for spec in specs], dim=2)
-
-
-def cell_centers(geometry: LidarGeometry, stride: int, num_per_cell: int) -> Tensor:
-    """Give the metric centre of the cell behind each site of a map.
-
-    Args:
-        geometry: the range and its voxel grid.
-        stride: of the map with respect to the voxel grid.
-        num_per_cell: sites that share a cell.
-
-    Returns:
-        ``(A, 2)`` float32 x and y, in the order of the sites.
-    """
-    axes = (
-        low + (torch.arange(cells // stride, dtype=torch.float64) + 0.5) * size * stride
-        for low, cells, size in zip(
-            geometry.point_cloud_range[:2], geometry.grid_size[:2], geometry.voxel_size[:2], strict=True
-        )
-    )
-    x, y = axes
-    rows, columns = torch.meshgrid(y, x, indexing="ij")
-    return torch.stack([columns, rows], dim=-1).reshape(-1, 2).repeat_interleave(num_per_cell, dim=0).float()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cakdp_ext import refinement
 from cakdp_ext.config import ConfigError
 from cakdp_ext.detectors import losses
-from cakdp_ext.detectors.anchors import anchor_grid, cell_centers
+from cakdp_ext.detectors.anchors import anchor_grid
 from cakdp_ext.detectors.box_coder import ResidualCoder
 from cakdp_ext.detectors.dense_head_config import AnchorHeadConfig, AnchorHeadIoUConfig
 from cakdp_ext.detectors.registry import DENSE_HEADS
@@ -70,7 +70,7 @@ class AnchorHeadSingle(nn.Module):
         self.coder = ResidualCoder()
         self.target_assigner = AxisAlignedTargetAssigner(config.target_assigner_config, specs, list(class_names))
         self.register_buffer("anchors", anchor_grid(specs, geometry), persistent=False)
-        self.register_buffer("centers", cell_centers(geometry, self.stride, self.num_per_cell), persistent=False)
+        self.register_buffer("centers", geometry.cell_centers(self.stride, self.num_per_cell), persistent=False)
         self.register_buffer(
             "code_weights", torch.tensor(config.loss_config.loss_weights.code_weights), persistent=False
         )

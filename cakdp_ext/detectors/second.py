@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cakdp_ext.config import ConfigError, from_node
+from cakdp_ext.config import from_node
 from cakdp_ext.detectors.first_stage import FirstStage
 from cakdp_ext.detectors.post_processing import PostProcessingConfig, detect
 from cakdp_ext.detectors.registry import DETECTORS, upper_keys
@@ -33,11 +33,8 @@ class SECONDNet(FirstStage):
             PostProcessingConfig, upper_keys(model_cfg.get("POST_PROCESSING")), "MODEL.POST_PROCESSING"
         )
         refinement = self.post_processing.iou_refinement
-        if refinement is not None and refinement.mode != "none" and not hasattr(self.dense_head, "conv_iou"):
-            raise ConfigError(
-                f"POST_PROCESSING.IOU_REFINEMENT asks for {refinement.mode!r}, but {type(self.dense_head).__name__} "
-                "predicts no IoU; use AnchorHeadSingleIoU or MODE: none"
-            )
+        if refinement is not None:
+            refinement.require_branch(hasattr(self.dense_head, "conv_iou"), type(self.dense_head).__name__)
 
     def forward(self, batch: Batch) -> TrainingOutput | list[Detections]:
         """Detect objects.

@@ -2,13 +2,91 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from cakdp_ext.config import ConfigError
+from cakdp_ext.distillation.cells import sites_in_cells
+from cakdp_ext.distillation.representatives import check_finite
 from cakdp_ext.types import PredictionSites
 
 ANCHOR_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class SiteMatch:
+    """Which predictions of the teacher's first stage answer for those of the student.
+
+    Attributes:
+        num_teacher_sites: predictions T of the teacher.
+        candidates: ``(A, n)`` int64, for each prediction of the student those of the teacher in its cell; None where
+            prediction i of the teacher answers for prediction i of the student.
+    """
+
+    num_teacher_sites: int
+    candidates: Tensor | None = None
+
+    @torch.no_grad()
+    def teacher_indices(self, indices: Tensor, teacher_logits: Tensor) -> Tensor:
+        """Choose, among the candidates of each representative, the one with the highest score of its best class.
+
+        Among equals the first counts. No gradient flows.
+
+        Args:
+            indices: ``(B, K)`` int64, which predictions of the student.
+            teacher_logits: ``(B, T, C)`` class logits of the teacher's first stage.
+
+        Returns:
+            ``(B, K)`` int64, which of the T; K = 0 gives none.
+
+        Raises:
+            ValueError: for logits of another number of predictions than the teacher's sites.
+            FloatingPointError: for candidates whose best logit is not finite.
+        """
+        if teacher_logits.dim() != 3 or teacher_logits.shape[1] != self.num_teacher_sites:
+            raise ValueError(
+                f"expected teacher_logits of shape (B, {self.num_teacher_sites}, C), got "
+                f"{tuple(teacher_logits.shape)}; the teacher's sites and its predictions must be of the same map"
+            )
+        if self.candidates is None:
+            return indices
+        rows = self.candidates[indices]
+        frames = torch.arange(len(rows), device=rows.device)[:, None, None]
+        scores = teacher_logits[frames, rows].amax(dim=3)
+        check_finite(scores, "the teacher's first-stage class logits", "check the teacher's checkpoint")
+        return rows.gather(2, scores.argmax(dim=2, keepdim=True)).squeeze(2)
+
+
+def match_sites(student_sites: PredictionSites, teacher_sites: PredictionSites) -> SiteMatch:
+    """Decide for every prediction of the student where the teacher's first stage is asked.
+
+    Between two anchor heads prediction i answers for prediction i, see :func:`check_sites`. Where either is a center
+    head they meet by metric position: the teacher's predictions in the student's bird's-eye-view cell, whatever the two
+    strides, see :func:`cakdp_ext.distillation.cells.sites_in_cells`. Such a match is computed once for a pair of
+    ``centers`` tensors and kept for the next calls with the very same two; so a head should hand out the tensor that it
+    keeps, and not change it in place.
+
+    Raises:
+        ConfigError: for other numbers of classes, other anchors, or a prediction of the student that has no cell of the
+            teacher's.
+    """
+    if student_sites.anchors is not None and teacher_sites.anchors is not None:
+        check_sites(student_sites, teacher_sites)
+        return SiteMatch(len(teacher_sites.centers))
+    if student_sites.num_classes != teacher_sites.num_classes:
+        raise ConfigError(
+            f"the student tells {student_sites.num_classes} classes apart, the teacher {teacher_sites.num_classes}; "
+            "give both the same CLASS_NAMES"
+        )
+    return _match_positions(student_sites.centers, teacher_sites.centers)
+
+
+@functools.lru_cache(maxsize=2)  # tensors are hashed by identity, and kept alive here
+def _match_positions(student_centers: Tensor, teacher_centers: Tensor) -> SiteMatch:
+    return SiteMatch(len(teacher_centers), sites_in_cells(student_centers, teacher_centers))
 
 
 def check_sites(student_sites: PredictionSites, teacher_sites: PredictionSites) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from cakdp_ext.distillation.category import category_loss
 from cakdp_ext.distillation.config import DistillConfig
-from cakdp_ext.distillation.matching import check_sites, rois_at
+from cakdp_ext.distillation.matching import SiteMatch, match_sites, rois_at
 from cakdp_ext.distillation.methods import DistillOutput, register_method
 from cakdp_ext.distillation.representatives import Representatives, check_finite, select_representatives
 from cakdp_ext.types import DensePredictions, EncodedScene, PredictionSites, TwoStageTeacher
@@ -44,25 +44,29 @@ class StudentMotivatedKD(nn.Module):
             alpha times Eq. 1; a finite zero, connected to the student, where there is no representative.
 
         Raises:
-            ConfigError: where the anchors of student and teacher differ.
+            ConfigError: where the predictions of student and teacher cannot be matched.
             FloatingPointError: where student or teacher is not finite.
-            ValueError: where the second stage gives neither one logit a RoI nor one a class.
+            ValueError: where the teacher's predictions are not those of its sites, or where its second stage gives
+                neither one logit a RoI nor one a class.
         """
-        check_sites(student_sites, teacher.sites)
+        match = match_sites(student_sites, teacher.sites)
         chosen = select_representatives(student_predictions, self.config)
         student_logits = student_predictions.cls_logits.flatten(1).gather(
             1, chosen.indices * student_predictions.cls_logits.shape[2] + chosen.labels
         )
         teacher_logits = student_logits.detach()
         if chosen.valid.any():
-            teacher_logits = _ask_teacher(teacher, encoded, chosen, student_sites.num_classes)
+            teacher_logits = _ask_teacher(teacher, encoded, chosen, match, student_sites.num_classes)
         loss = category_loss(student_logits, teacher_logits, chosen.valid, self.config.space)
         return DistillOutput(self.config.alpha * loss, chosen.valid.sum(dim=1))
 
 
-def _ask_teacher(teacher: TwoStageTeacher, encoded: EncodedScene, chosen: Representatives, num_classes: int) -> Tensor:
+def _ask_teacher(
+    teacher: TwoStageTeacher, encoded: EncodedScene, chosen: Representatives, match: SiteMatch, num_classes: int
+) -> Tensor:
     """Give the second stage's logit ``(B, K)`` for each representative."""
-    rois = rois_at(encoded.predictions.boxes, chosen.indices)
+    first_stage = encoded.predictions
+    rois = rois_at(first_stage.boxes, match.teacher_indices(chosen.indices, first_stage.cls_logits))
     check_finite(rois[chosen.valid], "the coordinates of the teacher's RoIs", TEACHER_ADVICE)
     logits = _pick_class(teacher.refine(encoded, rois).detach(), chosen.labels, num_classes)
     check_finite(logits[chosen.valid], "the teacher's second-stage logits", TEACHER_ADVICE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +47,10 @@ class FrozenTeacher:
         self._module.eval()
         with torch.no_grad():
             return self._detector.refine(encoded, rois)
+
+    def follow(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Apply to its tensors what ``nn.Module._apply`` applies to those of whom it teaches: a move, a cast."""
+        self._module._apply(change)
 
     def to(self, device: torch.device | str) -> FrozenTeacher:
         """Move it, in place, and return it."""

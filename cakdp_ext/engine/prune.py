@@ -20,9 +20,10 @@ from cakdp_ext.engine.build import (
     require_same_world,
     restore_student,
 )
-from cakdp_ext.engine.data import HELD_OUT, build_split, evaluation_loader, evenly_spaced
+from cakdp_ext.engine.data import build_split, evaluation_loader
 from cakdp_ext.engine.distributed import Workers
 from cakdp_ext.engine.runs import LOG, RunFolder
+from cakdp_ext.held_out import HELD_OUT, evenly_spaced
 from cakdp_ext.pruning import (
     ChannelGraph,
     PruningConfig,

@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from cakdp_ext.config import ConfigError
-from cakdp_ext.distillation import DistillConfig, FrozenTeacher, build_method, check_sites
+from cakdp_ext.distillation import DistillConfig, FrozenTeacher, build_method, match_sites
 from cakdp_ext.types import Batch, OneStageStudent, TrainingOutput
 
 
@@ -38,7 +38,7 @@ class TrainingStep:
         self.method = build_method(distill) if teacher is not None and distill is not None else None
         if teacher is not None:
             try:
-                check_sites(self.student.sites, teacher.sites)
+                match_sites(self.student.sites, teacher.sites)
             except ValueError as error:
                 raise ConfigError(f"the teacher cannot teach this student: {error}") from error
 

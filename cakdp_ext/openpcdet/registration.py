@@ -1,7 +1,36 @@
-"""Which names does OpenPCDet know? Ours are added to its registries."""
+"""Which of our names does OpenPCDet learn?"""
 
 from __future__ import annotations
 
-from cakdp_ext.openpcdet.versions import allow_checkpoints
+from pcdet.models import dense_heads, detectors
 
-__all__ = ["allow_checkpoints"]
+from cakdp_ext.checkpoint import allow_numpy_scalars
+from cakdp_ext.openpcdet.detectors import SECONDNetCaKDP
+from cakdp_ext.openpcdet.heads import AnchorHeadSingleIoU
+
+_REGISTRIES = (
+    (detectors.__all__, {"SECONDNetCaKDP": SECONDNetCaKDP}),
+    (dense_heads.__all__, {"AnchorHeadSingleIoU": AnchorHeadSingleIoU}),
+)
+
+
+def register_all() -> None:
+    """Enter every name; those that are entered already stay, and nobody else's name is touched.
+
+    Since PyTorch 2.6 ``torch.load`` refuses the NumPy scalars in OpenPCDet's checkpoints, and its automatic resume then
+    starts again from nothing: they are allowed here as well.
+
+    Raises:
+        ValueError: for a name that another class has; then nothing has been entered.
+    """
+    for registry, names in _REGISTRIES:
+        for name, ours in names.items():
+            owner = registry.get(name, ours)
+            if owner is not ours:
+                raise ValueError(
+                    f"OpenPCDet knows {name!r} already, as {owner.__module__}.{owner.__qualname__}; "
+                    "rename that one, or import cakdp_ext before it is registered to see who does it"
+                )
+    for registry, names in _REGISTRIES:
+        registry.update(names)
+    allow_numpy_scalars()

@@ -3,7 +3,7 @@
 from cakdp_ext.refinement.branch import IoUHeadConfig, anchor_branch_loss, anchor_branch_targets
 from cakdp_ext.refinement.loss import iou_loss
 from cakdp_ext.refinement.mask import IoURefinement, refine_scores
-from cakdp_ext.refinement.targets import anchor_iou_targets, decoded_iou_targets
+from cakdp_ext.refinement.targets import anchor_iou_targets, center_cell_targets, decoded_iou_targets
 
 __all__ = [
     "IoUHeadConfig",
@@ -11,6 +11,7 @@ __all__ = [
     "anchor_branch_loss",
     "anchor_branch_targets",
     "anchor_iou_targets",
+    "center_cell_targets",
     "decoded_iou_targets",
     "iou_loss",
     "refine_scores",

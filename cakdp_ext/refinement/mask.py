@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cakdp_ext.config import ConfigError
+
 MODES = ("mask", "rescore", "none")
 CHANNELS = ("highest", "best_class")
 
@@ -39,6 +41,18 @@ class IoURefinement:
             raise ValueError(f"delta must lie in [0, 1), got {self.delta}; every sample is out from 1 on")
         if not 0 <= self.power <= 1:
             raise ValueError(f"power must lie in [0, 1], got {self.power}; 0 ignores the IoU, 1 the class score")
+
+    def require_branch(self, has_branch: bool, head: str) -> None:
+        """Refuse a mode that needs an IoU branch where the dense head has none.
+
+        Raises:
+            ConfigError: naming the head.
+        """
+        if self.mode != "none" and not has_branch:
+            raise ConfigError(
+                f"POST_PROCESSING.IOU_REFINEMENT asks for {self.mode!r}, but {head} predicts no IoU; "
+                "use AnchorHeadSingleIoU or CenterHeadIoU, or MODE: none"
+            )
 
 
 def refine_scores(cls_scores: Tensor, iou_scores: Tensor | None, settings: IoURefinement) -> tuple[Tensor, Tensor]:

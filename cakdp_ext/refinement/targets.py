@@ -69,6 +69,49 @@ def decoded_iou_targets(boxes: Tensor, gt_boxes: Tensor, gt_labels: Tensor, num_
     return targets
 
 
+@torch.no_grad()
+def center_cell_targets(
+    centers: Tensor, cell_size: tuple[float, float], gt_boxes: Tensor, gt_labels: Tensor, num_classes: int
+) -> Tensor:
+    """Label the cells that hold the centre of a ground-truth box, in its class channel, with 1.
+
+    A box whose centre lies beyond the map counts to the border cell beside it, as in a center head's heat map; one
+    within rounding errors of a border between two cells counts to either. No gradient flows.
+
+    Args:
+        centers: ``(A, 2)`` metric x, y of the cell behind each prediction, in any order, all cells of the map.
+        cell_size: metres of a cell along x and y: stride times voxel size.
+        gt_boxes: ``(M, 7)`` of one frame, padded rows allowed.
+        gt_labels: ``(M,)`` 0-based, -1 where padded.
+        num_classes: channels C of the head.
+
+    Returns:
+        ``(A, C)`` of 0 and 1; zeros where there is no ground truth.
+
+    Raises:
+        ValueError: for a label that the head has no channel for.
+
+    Source:
+        CaKDP, Eq. 6, the IoU label of the released center head.
+    """
+    gt_boxes, gt_labels = _without_padding(gt_boxes, gt_labels, num_classes)
+    if len(centers) == 0:
+        return centers.new_zeros((0, num_classes))
+    positions, size = centers.double(), centers.new_tensor(cell_size, dtype=torch.float64)
+    low = positions.amin(dim=0) - size / 2
+    cells = ((positions - low) / size).floor().long()
+    last = cells.amax(dim=0)
+    occupied = ((gt_boxes[:, :2].double() - low) / size).floor().long().clamp(min=0).minimum(last)
+    channels = torch.arange(num_classes, device=centers.device)
+    outputs = _number(cells, last)[:, None] * num_classes + channels
+    return torch.isin(outputs, _number(occupied, last) * num_classes + gt_labels).to(centers.dtype)
+
+
+def _number(cells: Tensor, last: Tensor) -> Tensor:
+    """Number cells ``(N, 2)``, given as column and row, through the map whose last cell is ``last``."""
+    return cells[:, 1] * (last[0] + 1) + cells[:, 0]
+
+
 def _without_padding(gt_boxes: Tensor, gt_labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     real = gt_labels >= 0
     gt_boxes, gt_labels = gt_boxes[real], gt_labels[real].long()

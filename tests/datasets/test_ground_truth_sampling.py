@@ -13,7 +13,7 @@ from cakdp_ext.config import ConfigError
 from cakdp_ext.datasets import make_infos
 from cakdp_ext.datasets.frame import RawFrame
 from cakdp_ext.datasets.ground_truth_sampling import GroundTruthSampler, free_of_collision, lift_onto_ground
-from cakdp_ext.datasets.pickles import dump_arrays, load_arrays
+from cakdp_ext.pickles import dump_arrays, load_arrays
 
 CLASSES = ["Car", "Pedestrian", "Cyclist"]
 SETTINGS = {

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from cakdp_ext.config import ConfigError
 from cakdp_ext.datasets import Frame, LidarDataset, build_dataset, collate, make_infos, register_dataset
 from cakdp_ext.datasets.kitti.infos import points_in_box
-from cakdp_ext.datasets.pickles import dump_arrays, load_arrays
+from cakdp_ext.pickles import dump_arrays, load_arrays
 
 ORDER = [(1, 2), (0, 0), (1, 0), (3, 3)]
 

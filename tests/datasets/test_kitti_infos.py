@@ -14,7 +14,7 @@ from kitti_frames import P2, camera_points, random_objects, write_kitti_frames
 from cakdp_ext.datasets import make_infos
 from cakdp_ext.datasets.kitti.infos import frame_info, points_in_box
 from cakdp_ext.datasets.kitti.raw import KittiFolder
-from cakdp_ext.datasets.pickles import load_arrays
+from cakdp_ext.pickles import load_arrays
 
 PROJECT = Path(__file__).resolve().parents[2]
 POINTS_BY_CLASS = {

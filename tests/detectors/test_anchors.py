@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cakdp_ext.config import ConfigError
-from cakdp_ext.detectors.anchors import AnchorSpec, anchor_grid, cell_centers, class_anchors
+from cakdp_ext.detectors.anchors import AnchorSpec, anchor_grid, class_anchors
 from cakdp_ext.detectors.box_coder import ResidualCoder
 from cakdp_ext.types import LidarGeometry
 
@@ -42,11 +42,11 @@ def test_outer_anchors_lie_on_the_border_of_the_range():
 
 def test_aligned_anchors_lie_at_the_cells_centres():
     spec = AnchorSpec("Pedestrian", ((0.8, 0.6, 1.73),), (0.0,), (-0.6,), 2, 0.5, 0.35, align_center=True)
-    torch.testing.assert_close(anchor_grid((spec,), GEOMETRY)[:, :, 0, :2].reshape(-1, 2), cell_centers(GEOMETRY, 2, 1))
+    torch.testing.assert_close(anchor_grid((spec,), GEOMETRY)[:, :, 0, :2].reshape(-1, 2), GEOMETRY.cell_centers(2))
 
 
 def test_cell_centres_by_hand():
-    centers = cell_centers(GEOMETRY, 2, 3)
+    centers = GEOMETRY.cell_centers(2, 3)
     assert centers.shape == (4 * 6 * 3, 2)
     assert centers[0].tolist() == centers[2].tolist() == [0.5, -1.5]
     assert centers[3].tolist() == [1.5, -1.5]

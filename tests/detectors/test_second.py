@@ -224,7 +224,7 @@ def test_what_cannot_be_built_is_refused(small_cfg, small_geometry, class_names,
 
 def test_refinement_without_an_iou_branch_is_refused(second_cfg, small_geometry, class_names):
     second_cfg["POST_PROCESSING"]["IOU_REFINEMENT"] = {"MODE": "mask", "DELTA": 0.1}
-    with pytest.raises(ConfigError, match="AnchorHeadSingle predicts no IoU; use AnchorHeadSingleIoU or MODE: none"):
+    with pytest.raises(ConfigError, match="AnchorHeadSingle predicts no IoU; use AnchorHeadSingleIoU or CenterH"):
         build_detector(second_cfg, class_names, small_geometry)
     second_cfg["POST_PROCESSING"]["IOU_REFINEMENT"] = {"MODE": "none"}
     build_detector(second_cfg, class_names, small_geometry)

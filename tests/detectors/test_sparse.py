@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 from functools import partial
 
 import pytest
@@ -9,7 +8,6 @@ import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from cakdp_ext.detectors import sparse
 from cakdp_ext.detectors.sparse import (
     SparseBlock,
     SyncVoxelBatchNorm,
@@ -19,7 +17,6 @@ from cakdp_ext.detectors.sparse import (
     spconv,
     synchronise_batch_norm,
 )
-from cakdp_ext.types import MissingSpconvError
 
 SHAPE = [7, 6, 5]
 
@@ -45,44 +42,6 @@ def to_dense(tensor) -> torch.Tensor:
     frame, z, y, x = tensor.indices.long().unbind(1)
     dense = tensor.features.new_zeros(2, *tensor.spatial_shape, tensor.features.shape[1])
     return dense.index_put((frame, z, y, x), tensor.features).permute(0, 4, 1, 2, 3)
-
-
-def test_missing_spconv_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "spconv", None)
-    monkeypatch.setitem(sys.modules, "spconv.pytorch", None)
-    with pytest.raises(MissingSpconvError, match=r"pip install spconv==2\.3\.8 for CPU, spconv-cu124==2\.3\.8 or"):
-        sparse.load_spconv()
-
-
-def test_curing_twice_changes_nothing():
-    from spconv.pytorch import conv, ops
-
-    before = ops.get_current_stream, conv.SparseConvolutionBase._conv_forward
-    sparse.cure_cpu_faults()
-    assert (ops.get_current_stream, conv.SparseConvolutionBase._conv_forward) == before
-
-
-@pytest.mark.parametrize(("is_running", "expected"), [(False, 0), (True, 77)])
-def test_stream_is_asked_for_only_while_cuda_runs(monkeypatch, is_running, expected):
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: is_running)
-    assert sparse._stream_or_zero(lambda: 77)() == expected
-
-
-def test_convolution_of_cuda_features_is_left_as_it_was():
-    class CudaFeatures:
-        is_cuda = True
-
-    class Input:
-        features = CudaFeatures()
-
-    class Conv:
-        algo = "chosen for CUDA"
-
-    calls = []
-    forward = sparse._conv_forward_on_any_device(lambda self, *args, **kw: calls.append((self.algo, args, kw)))
-    given = Input()
-    forward(Conv(), False, given, "weight", "bias", None, name="conv")
-    assert calls == [("chosen for CUDA", (False, given, "weight", "bias", None), {"name": "conv"})]
 
 
 def test_eval_convolution_with_bias_on_cpu_adds_the_bias():

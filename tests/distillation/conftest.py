@@ -37,6 +37,45 @@ def make_sites(make_boxes):
     return make
 
 
+class BevMap:
+    """A regular map with a known lower corner; its sites run through y, x and the predictions of a cell."""
+
+    def __init__(self, low, size, shape, per_cell=1, with_anchors=False, stride=8, num_classes=3):
+        self.low, self.size, self.shape, self.per_cell = low, size, shape, per_cell
+        self.cells = [(column, row) for row in range(shape[1]) for column in range(shape[0]) for _ in range(per_cell)]
+        centers = torch.tensor([self.center(site) for site in range(len(self.cells))])
+        anchors = torch.cat([centers, torch.ones(len(centers), 5)], dim=1) if with_anchors else None
+        self.sites = PredictionSites(centers, anchors, stride, num_classes)
+
+    def center(self, site):
+        return tuple(low + (i + 0.5) * size for low, i, size in zip(self.low, self.cells[site], self.size, strict=True))
+
+    def holds(self, site, position):
+        """Whether a position lies in the cell behind a site, its lower borders included."""
+        offsets = zip(self.low, self.cells[site], self.size, position, strict=True)
+        return all(-1e-6 <= (at - low) / size - i < 1 - 1e-6 for low, i, size, at in offsets)
+
+
+@pytest.fixture
+def make_map():
+    return BevMap
+
+
+@pytest.fixture
+def slow_candidates():
+    """Look at every pair of predictions: those whose cell lies in mine, or else those in whose cell I lie."""
+
+    def find(student, teacher):
+        found = []
+        for mine in range(len(student.cells)):
+            sites = range(len(teacher.cells))
+            within = [site for site in sites if student.holds(mine, teacher.center(site))]
+            found.append(within or [site for site in sites if teacher.holds(site, student.center(mine))])
+        return found
+
+    return find
+
+
 def footprint(box):
     x, y, _, dx, dy, _, heading = box
     return affinity.rotate(rectangle(x - dx / 2, y - dy / 2, x + dx / 2, y + dy / 2), math.degrees(heading))

@@ -5,7 +5,7 @@ import torch
 from shapely import affinity
 from shapely.geometry import box as rectangle
 
-from cakdp_ext.refinement import anchor_iou_targets, decoded_iou_targets
+from cakdp_ext.refinement import anchor_iou_targets, center_cell_targets, decoded_iou_targets
 from cakdp_ext.refinement import targets as targets_module
 
 
@@ -125,3 +125,78 @@ def test_a_box_that_is_not_finite_overlaps_nothing_and_leaves_the_others():
     assert expected[0] > 0
     boxes[0, 0], expected[0] = float("nan"), 0.0
     assert torch.equal(decoded_iou_targets(boxes, gt_boxes, gt_labels, 1), expected)
+
+
+LOW, CELL, COLUMNS, ROWS = (-4.0, 0.8), (0.8, 0.4), 9, 7
+
+
+def map_centers():
+    centers = [
+        (LOW[0] + (i + 0.5) * CELL[0], LOW[1] + (j + 0.5) * CELL[1]) for j in range(ROWS) for i in range(COLUMNS)
+    ]
+    return torch.tensor(centers)
+
+
+def slow_center_cells(centers, gt_boxes, gt_labels, num_classes):
+    """Give 1 to the cell nearest to every object, axis by axis: the one it lies in, or the border cell beside it."""
+    expected = torch.zeros(len(centers), num_classes)
+    for box, label in zip(gt_boxes.tolist(), gt_labels.tolist(), strict=True):
+        x, y = (
+            min(sorted(set(axis)), key=lambda at, k=k: abs(at - box[k])) for k, axis in enumerate(centers.T.tolist())
+        )
+        expected[(centers == torch.tensor([x, y])).all(dim=1), label] = 1.0
+    return expected
+
+
+def objects_on_the_map(count, seed, beyond=0.0):
+    boxes, extent = random_boxes(count, seed), torch.tensor([COLUMNS * CELL[0], ROWS * CELL[1]])
+    share = torch.rand(count, 2, generator=torch.Generator().manual_seed(seed)) * (1 + 2 * beyond) - beyond
+    boxes[:, :2] = torch.tensor(LOW) + share * extent
+    return boxes
+
+
+@pytest.mark.parametrize("beyond", [0.0, 0.5])
+@pytest.mark.parametrize("per_cell", [1, 2])
+def test_center_cells_are_those_nearest_to_the_objects(beyond, per_cell):
+    centers = map_centers().repeat_interleave(per_cell, dim=0)
+    centers = centers[torch.randperm(len(centers), generator=torch.Generator().manual_seed(0))]
+    gt_boxes, gt_labels = objects_on_the_map(25, 12, beyond), torch.arange(25) % 3
+    expected = slow_center_cells(centers, gt_boxes, gt_labels, 3)
+    targets = center_cell_targets(centers, CELL, gt_boxes, gt_labels, 3)
+    assert torch.equal(targets, expected)
+    assert per_cell * 15 < targets.sum() <= per_cell * 25
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "column", "row"),
+    [(-4.0, 0.8, 0, 0), (3.199, 3.599, 8, 6), (-3.1999, 1.2001, 1, 1), (-3.2001, 1.1999, 0, 0), (90.0, -90.0, 8, 0)],
+)
+def test_border_cells(x, y, column, row):
+    centers = map_centers().double()
+    box = torch.tensor([[x, y, 0, 4, 2, 1.5, 0]], dtype=torch.float64)
+    assert center_cell_targets(centers, CELL, box, torch.tensor([1]), 2).nonzero().tolist() == [
+        [row * COLUMNS + column, 1]
+    ]
+
+
+def test_two_objects_in_a_cell_count_once_and_each_class_for_itself():
+    boxes = random_boxes(3, 13)
+    boxes[:, :2] = map_centers()[10]
+    targets = center_cell_targets(map_centers(), CELL, boxes, torch.tensor([0, 0, 2]), 3)
+    assert targets[10].tolist() == [1.0, 0.0, 1.0]
+    assert targets.sum() == 2
+
+
+def test_center_cells_ignore_padding():
+    boxes, labels = objects_on_the_map(4, 14), torch.tensor([1, 0, -1, -1])
+    targets = center_cell_targets(map_centers(), CELL, boxes, labels, 2)
+    assert torch.equal(targets, center_cell_targets(map_centers(), CELL, boxes[:2], labels[:2], 2))
+    nothing = center_cell_targets(map_centers(), CELL, boxes, torch.full((4,), -1), 2)
+    assert nothing.shape == (63, 2)
+    assert nothing.count_nonzero() == 0
+
+
+def test_center_cells_of_no_cells_and_of_a_class_without_channel():
+    assert center_cell_targets(torch.zeros(0, 2), CELL, random_boxes(1, 15), torch.tensor([0]), 3).shape == (0, 3)
+    with pytest.raises(ValueError, match="below num_classes = 2, got 2"):
+        center_cell_targets(map_centers(), CELL, random_boxes(1, 15), torch.tensor([2]), 2)

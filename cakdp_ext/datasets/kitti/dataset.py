@@ -18,9 +18,9 @@ from cakdp_ext.datasets.kitti.annotations import to_annotation
 from cakdp_ext.datasets.kitti.calibration import Calibration
 from cakdp_ext.datasets.kitti.labels import DONT_CARE, camera_to_lidar_boxes, wrap_angle
 from cakdp_ext.datasets.kitti.raw import LAYOUT, KittiFolder
-from cakdp_ext.datasets.pickles import load_arrays
 from cakdp_ext.datasets.processing import PointProcessor
 from cakdp_ext.datasets.registry import register_dataset
+from cakdp_ext.pickles import load_arrays
 from cakdp_ext.types import Batch, Detections, LidarGeometry
 
 Info = dict[str, Any]

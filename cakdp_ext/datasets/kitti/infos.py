@@ -20,7 +20,7 @@ from tqdm import tqdm
 from cakdp_ext.datasets.kitti.calibration import Calibration, pad_parts
 from cakdp_ext.datasets.kitti.labels import DONT_CARE, camera_to_lidar_boxes, label_columns
 from cakdp_ext.datasets.kitti.raw import POINT_FEATURES, KittiFolder
-from cakdp_ext.datasets.pickles import dump_arrays
+from cakdp_ext.pickles import dump_arrays
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from cakdp_ext.datasets.pickles import RefusedPickleError, dump_arrays, load_arrays
+from cakdp_ext.pickles import RefusedPickleError, dump_arrays, load_arrays
 
 VALUE = [
     {

@@ -1,0 +1,45 @@
+"""Which frames of the training split is nothing trained on?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cakdp_ext.config import ConfigError
+
+HELD_OUT = "held_out"
+"""Name of the split that ``DATA_CONFIG.NUM_HELD_OUT`` frames of train make up."""
+
+
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """Give ``count`` ascending indices into ``total`` things, the first and the last among them from two on."""
+    return np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist() if count else []
+
+
+def frames_of(split: str, train_frames: Sequence[str], count: int) -> list[str]:
+    """Divide the training split: its held-out frames for ``held_out``, all others for any other name.
+
+    Args:
+        split: what is asked for.
+        train_frames: names of all frames of the training split, in order.
+        count: ``DATA_CONFIG.NUM_HELD_OUT``.
+
+    Raises:
+        ConfigError: when no frame would be left, or when ``held_out`` is asked for and nothing is held out.
+    """
+    if count >= len(train_frames):
+        raise ConfigError(
+            f"DATA_CONFIG.NUM_HELD_OUT is {count}, but the training split has {len(train_frames)} frames; "
+            "hold out fewer, or none"
+        )
+    held_out = [train_frames[i] for i in evenly_spaced(len(train_frames), count)]
+    if split == HELD_OUT:
+        if not held_out:
+            raise ConfigError(
+                "split held_out is empty: set DATA_CONFIG.NUM_HELD_OUT before the student is trained, "
+                "or score on the training frames with MODEL.PRUNING.SPLIT train"
+            )
+        return held_out
+    chosen = set(held_out)
+    return [frame for frame in train_frames if frame not in chosen]

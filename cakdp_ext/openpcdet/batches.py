@@ -1,0 +1,91 @@
+"""OpenPCDet's ``batch_dict`` and our ``Batch``, each as the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cakdp_ext.types import Batch
+
+_KEPT = ("frame_id", "metadata", "calib", "image_paths", "ori_shape", "img_process_infos")
+"""Keys that OpenPCDet leaves as they are when it moves a batch."""
+
+
+@dataclass(frozen=True)
+class OpenPCDetBatch(Batch):
+    """A batch that one of OpenPCDet's data sets made.
+
+    Attributes:
+        data: everything that it holds, in OpenPCDet's keys; arrays are tensors, float32 as its models expect them.
+    """
+
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> OpenPCDetBatch:
+        """Copy to a device."""
+        return to_batch({key: v.to(device) if isinstance(v, Tensor) else v for key, v in self.data.items()})
+
+
+def to_batch(data: Mapping[str, Any]) -> OpenPCDetBatch:
+    """Read a collated ``batch_dict``, before or after OpenPCDet has moved it to a device.
+
+    Args:
+        data: with ``batch_size``, ``frame_id``, ``voxels``, ``voxel_coords`` and ``voxel_num_points`` at least;
+            ``gt_boxes (B, M, 7 + C + 1)`` end with the 1-based label, 0 where padded. It is copied, its values are not.
+
+    Returns:
+        The batch; without ``gt_boxes`` it has no objects.
+
+    Raises:
+        ValueError: naming a key that is missing.
+    """
+    missing = [key for key in ("batch_size", "frame_id", "voxels", "voxel_coords") if key not in data]
+    if missing:
+        raise ValueError(f"the batch has no {', '.join(missing)}; is there a voxelisation in DATA_PROCESSOR?")
+    tensors = {key: _as_tensor(key, value) for key, value in data.items()}
+    voxels, size = tensors["voxels"], int(data["batch_size"])
+    objects = tensors.get("gt_boxes", voxels.new_zeros(size, 0, 8))
+    return OpenPCDetBatch(
+        batch_size=size,
+        voxels=voxels,
+        voxel_coords=tensors["voxel_coords"].int(),
+        voxel_num_points=tensors["voxel_num_points"].int(),
+        gt_boxes=objects[..., :7],
+        gt_labels=objects[..., -1].long() - 1,
+        frame_ids=tuple(map(str, data["frame_id"])),
+        points=tensors.get("points"),
+        data=tensors,
+    )
+
+
+def _as_tensor(key: str, value: Any) -> Any:
+    if key in _KEPT or not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
+        return value
+    return torch.from_numpy(value).to(torch.int32 if key == "image_shape" else torch.float32)
+
+
+def to_batch_dict(batch: Batch) -> dict[str, Any]:
+    """Give what OpenPCDet's modules take; they may add and replace keys without changing the batch.
+
+    Args:
+        batch: of either engine.
+    """
+    if isinstance(batch, OpenPCDetBatch):
+        return dict(batch.data)
+    labels = (batch.gt_labels + 1).to(batch.gt_boxes)
+    data: dict[str, Any] = {
+        "batch_size": batch.batch_size,
+        "frame_id": np.array(batch.frame_ids),
+        "voxels": batch.voxels,
+        "voxel_coords": batch.voxel_coords.float(),
+        "voxel_num_points": batch.voxel_num_points.float(),
+        "gt_boxes": torch.cat([batch.gt_boxes, labels[..., None]], dim=-1),
+    }
+    if batch.points is not None:
+        data["points"] = batch.points
+    return data

@@ -1,0 +1,228 @@
+"""Detectors of OpenPCDet's that are pruned when they are built and distilled while they train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pcdet.models.detectors import SECONDNet
+from torch import Tensor
+
+from cakdp_ext.checkpoint import PLAN_KEY, CheckpointError, load_weights, pack_plan, read_checkpoint, unpack_plan
+from cakdp_ext.config import ConfigError, from_node
+from cakdp_ext.distillation import DistillConfig, DistillMethod, FrozenTeacher, build_method, match_sites
+from cakdp_ext.openpcdet.batches import to_batch
+from cakdp_ext.openpcdet.dense import decode, home_of
+from cakdp_ext.openpcdet.faces import DetectorFaces
+from cakdp_ext.openpcdet.refined import refine_batch
+from cakdp_ext.openpcdet.teacher import build_teacher
+from cakdp_ext.pruning import (
+    PruningConfig,
+    cut_student_,
+    inherit_weights,
+    iou_branch,
+    load_plan,
+    plan_from_dict,
+    plan_to_dict,
+)
+from cakdp_ext.refinement import IoURefinement
+from cakdp_ext.types import Batch, EncodedScene, PruningPlan
+
+_CURE = "use the YAML it was trained with"
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Who teaches, and how."""
+
+    teacher: FrozenTeacher
+    method: DistillMethod
+
+
+class CaKDPStudent(DetectorFaces):
+    """Mixin in front of a one-stage class of OpenPCDet's that obeys ``MODEL.PRUNING`` and ``MODEL.DISTILL``.
+
+    The plan is applied when the detector is built, so that OpenPCDet's optimizer, loops and logs see a plain, smaller
+    network. Checkpoints carry it. The teacher is no submodule: it is in no checkpoint, no optimizer, no broadcast.
+
+    Args:
+        model_cfg: MODEL's mapping; never changed.
+        num_class: number of classes.
+        dataset: of OpenPCDet's; ``dataset.training`` says whether weights are inherited and a teacher is needed.
+
+    Raises:
+        ConfigError: where MODEL cannot be used, or the teacher cannot teach this student.
+        CheckpointError: where weights do not fit.
+    """
+
+    _plan: PruningPlan | None = None
+    _distillation: Distillation | None = None
+    _scene: Batch | None = None
+    _refused: CheckpointError | None = None
+    _file_plan: Mapping[str, Any] | None = None
+
+    def __init__(self, model_cfg: Any, num_class: int, dataset: Any) -> None:
+        super().__init__(model_cfg=model_cfg, num_class=num_class, dataset=dataset)  # type: ignore[call-arg]
+        post_processing = model_cfg.get("POST_PROCESSING", {})
+        self.iou_refinement = from_node(
+            IoURefinement, post_processing.get("IOU_REFINEMENT"), "MODEL.POST_PROCESSING.IOU_REFINEMENT"
+        )
+        if post_processing.get("IOU_REFINEMENT"):
+            has_branch = bool(iou_branch(self))  # type: ignore[arg-type]
+            self.iou_refinement.require_branch(has_branch, type(self.dense_head).__name__)
+        self._prune(model_cfg.get("PRUNING"), dataset)
+        if model_cfg.get("DISTILL") and dataset.training:
+            self._distillation = _distillation(model_cfg["DISTILL"], dataset)
+            match_sites(self.sites, self._distillation.teacher.sites)
+
+    def _prune(self, node: Mapping[str, Any] | None, dataset: Any) -> None:
+        if not node:
+            return
+        pruning = from_node(PruningConfig, node, "MODEL.PRUNING")
+        if pruning.plan:
+            if dataset.training:
+                inherit_weights(self, pruning)  # type: ignore[arg-type]
+            try:
+                self._cut(load_plan(pruning.plan))
+            except ValueError as error:
+                raise ConfigError(f"MODEL.PRUNING.PLAN {pruning.plan}: {error}") from error
+        elif dataset.training:
+            raise ConfigError(
+                "MODEL.PRUNING has no PLAN, and training needs it before the optimizer is built; run "
+                "tools/score_filters.py and tools/prune.py, then set MODEL.PRUNING.PLAN to the plan.json they leave"
+            )
+
+    def _cut(self, plan: PruningPlan) -> None:
+        self.to(home_of(self.dense_head))  # type: ignore[attr-defined]
+        cut_student_(self, plan, self.geometry)  # type: ignore[arg-type]
+        self._plan = plan
+
+    def _apply(self, change: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Move or cast the network, and the teacher along with it."""
+        if self._distillation is not None:
+            self._distillation.teacher.follow(change)
+        return super()._apply(change, *args, **kwargs)  # type: ignore[misc]
+
+    def forward(self, batch: Any) -> Any:
+        """Detect, or train and be taught; see :class:`DetectorFaces`.
+
+        Raises:
+            CheckpointError: in training, where a checkpoint to resume from was refused before.
+        """
+        if self.training and self._refused is not None:
+            raise self._refused
+        if not self.training or self._distillation is None:
+            return super().forward(batch)
+        self._scene = batch if isinstance(batch, Batch) else to_batch(batch)
+        try:
+            return super().forward(batch)
+        finally:
+            self._scene = None
+
+    def get_training_loss(self) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
+        """Give the task loss and, under a teacher, Eq. 7 with what it is made of."""
+        predictions = decode(self.dense_head, self.dense_head.forward_ret_dict) if self._scene is not None else None
+        loss, logged, shown = super().get_training_loss()  # type: ignore[misc]
+        if self._scene is None or self._distillation is None or predictions is None:
+            return loss, logged, shown
+        teacher = self._distillation.teacher
+        encoded: EncodedScene = teacher.encode(self._scene)
+        taught = self._distillation.method(predictions, self.sites, teacher, encoded)
+        logged = {
+            **logged,
+            "distill_loss": taught.loss.item(),
+            "num_representatives": taught.num_representatives.float().mean().item(),
+        }
+        return loss + taught.loss, logged, shown
+
+    def post_processing(self, batch_dict: dict[str, Any]) -> Any:
+        """Apply the IoU branch, then OpenPCDet's score threshold, NMS and recall."""
+        return super().post_processing(refine_batch(batch_dict, self.iou_refinement))  # type: ignore[misc]
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Put the plan among the tensors where the network was pruned, whoever asks for them: it, DDP, an average."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
+        if self._plan is not None:
+            destination[prefix + PLAN_KEY] = pack_plan(plan_to_dict(self._plan))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Take tensors of a network that was cut by the same plan, or of one that was not cut, like this one.
+
+        Raises:
+            CheckpointError: for another plan.
+        """
+        self._require_plan(unpack_plan(state_dict, prefix))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[misc]
+
+    def _load_state_dict(
+        self, model_state_disk: Mapping[str, Tensor], *, strict: bool = True
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Load what OpenPCDet read from a checkpoint: every tensor must fit, whichever way it asks."""
+        tensors = dict(model_state_disk)
+        packed = unpack_plan(tensors) or self._file_plan
+        self._cut_like(packed)
+        self._require_plan(packed)
+        if packed is not None:
+            tensors[PLAN_KEY] = pack_plan(packed)
+        load_weights(self, tensors, "the checkpoint")  # type: ignore[arg-type]
+        return dict(self.state_dict()), tensors  # type: ignore[attr-defined]
+
+    def _cut_like(self, packed: Mapping[str, Any] | None) -> None:
+        """Cut a network that is only tested as the checkpoint was; one that trains was cut when it was built."""
+        if self._plan is not None or self.dataset.training:
+            return
+        if self.model_cfg.get("PRUNING") and packed is None:
+            raise CheckpointError(f"it is not pruned, but the YAML has MODEL.PRUNING; {_CURE}")
+        if packed is not None and self.model_cfg.get("PRUNING"):
+            self._cut(plan_from_dict(packed))
+
+    def load_params_from_file(self, filename: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint for testing, or weights to start from; cuts the network first as the checkpoint says.
+
+        Raises:
+            CheckpointError: naming file and tensor, where it is of another model, plan or shape.
+        """
+        return self._naming(filename, super().load_params_from_file, *args, **kwargs)  # type: ignore[misc]
+
+    def load_params_with_optimizer(self, filename: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint to resume from.
+
+        Raises:
+            CheckpointError: naming file and tensor, where it is of another model, plan or shape.
+        """
+        return self._naming(filename, super().load_params_with_optimizer, *args, **kwargs)  # type: ignore[misc]
+
+    def _naming(self, filename: Any, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Load a file; keep a refusal for the next training step, in case that OpenPCDet's resume swallows it."""
+        try:
+            self._file_plan = read_checkpoint(filename).get("pruning")
+            result = load(filename, *args, **kwargs)
+        except Exception as error:
+            text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            self._refused = CheckpointError(text if str(filename) in text else f"{filename}: {text}")
+            raise self._refused from error
+        finally:
+            self._file_plan = None
+        self._refused = None
+        return result
+
+    def _require_plan(self, packed: Mapping[str, Any] | None) -> None:
+        theirs = plan_from_dict(packed).keep_indices if packed is not None else None
+        ours = self._plan.keep_indices if self._plan is not None else None
+        if theirs == ours:
+            return
+        if theirs is None:
+            raise CheckpointError(f"it is not pruned, but this detector was cut by MODEL.PRUNING.PLAN; {_CURE}")
+        if ours is None:
+            raise CheckpointError(f"it is pruned, but the YAML has no MODEL.PRUNING; {_CURE}")
+        raise CheckpointError(f"it was cut by another plan than MODEL.PRUNING.PLAN; {_CURE}, and its plan")
+
+
+def _distillation(node: Mapping[str, Any], dataset: Any) -> Distillation:
+    config = from_node(DistillConfig, node, "MODEL.DISTILL")
+    return Distillation(build_teacher(config, dataset), build_method(config))
+
+
+class SECONDNetCaKDP(CaKDPStudent, SECONDNet):
+    """SECOND, pruned, distilled and masked."""

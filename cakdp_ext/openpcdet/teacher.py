@@ -1,0 +1,60 @@
+"""The teacher of a student that OpenPCDet trains: a detector of OpenPCDet's from another YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+from pcdet.models import detectors
+
+from cakdp_ext.checkpoint import find_checkpoint, load_weights, read_checkpoint
+from cakdp_ext.config import ConfigError, load_config
+from cakdp_ext.distillation import DistillConfig, FrozenTeacher
+from cakdp_ext.openpcdet.faces import geometry_of, with_faces
+
+
+def build_teacher(distill: DistillConfig, dataset: Any) -> FrozenTeacher:
+    """Build and load the teacher that ``MODEL.DISTILL.TEACHER`` names.
+
+    Args:
+        distill: its CFG is relative to the working directory.
+        dataset: of the student; it gives the teacher its voxels.
+
+    Raises:
+        ConfigError: for an unknown detector, other classes or other voxels than the student's.
+        CheckpointError: naming the first tensor of the checkpoint that does not fit.
+    """
+    config = load_config(distill.teacher.cfg)
+    require_same_world(config, dataset)
+    known = detectors.__all__
+    name = config.MODEL.NAME
+    if name not in known:
+        raise ConfigError(f"{distill.teacher.cfg}: OpenPCDet has no detector {name!r}; it has {', '.join(known)}")
+    detector = with_faces(known[name])
+    model = detector(model_cfg=deepcopy(config.MODEL), num_class=len(config.CLASS_NAMES), dataset=dataset)
+    file = find_checkpoint(distill.teacher.ckpt)
+    load_weights(model, read_checkpoint(file)["model_state"], file)
+    return FrozenTeacher(model)
+
+
+def require_same_world(config: Mapping[str, Any], dataset: Any) -> None:
+    """Refuse a teacher that knows other classes, or sees other voxels, than the student's data set gives.
+
+    Raises:
+        ConfigError: saying what differs.
+    """
+    file, geometry = config["CONFIG_FILE"], geometry_of(dataset)
+    if list(config["CLASS_NAMES"]) != list(dataset.class_names):
+        raise ConfigError(
+            f"{file} knows the classes {list(config['CLASS_NAMES'])}, the student {list(dataset.class_names)}; "
+            "they must be the same, in the same order"
+        )
+    processors = config["DATA_CONFIG"]["DATA_PROCESSOR"]
+    sizes = [tuple(map(float, p["VOXEL_SIZE"])) for p in processors if p["NAME"] == "transform_points_to_voxels"]
+    theirs = tuple(map(float, config["DATA_CONFIG"]["POINT_CLOUD_RANGE"])), sizes[0] if sizes else None
+    if theirs != (geometry.point_cloud_range, geometry.voxel_size):
+        raise ConfigError(
+            f"{file} sees the range and voxels {theirs}, the student "
+            f"{(geometry.point_cloud_range, geometry.voxel_size)}; they share their voxels, so both must be equal"
+        )

@@ -1,0 +1,49 @@
+"""The door to spconv; what its cured convolutions compute is tested with the sparse blocks."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from cakdp_ext import spconv_on_cpu
+from cakdp_ext.types import MissingSpconvError
+
+
+def test_missing_spconv_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "spconv", None)
+    monkeypatch.setitem(sys.modules, "spconv.pytorch", None)
+    with pytest.raises(MissingSpconvError, match=r"pip install spconv==2\.3\.8 for CPU, spconv-cu124==2\.3\.8 or"):
+        spconv_on_cpu.load_spconv()
+
+
+def test_curing_twice_changes_nothing():
+    from spconv.pytorch import conv, ops
+
+    before = ops.get_current_stream, conv.SparseConvolutionBase._conv_forward
+    spconv_on_cpu.cure_cpu_faults()
+    assert (ops.get_current_stream, conv.SparseConvolutionBase._conv_forward) == before
+
+
+@pytest.mark.parametrize(("is_running", "expected"), [(False, 0), (True, 77)])
+def test_stream_is_asked_for_only_while_cuda_runs(monkeypatch, is_running, expected):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: is_running)
+    assert spconv_on_cpu._stream_or_zero(lambda: 77)() == expected
+
+
+def test_convolution_of_cuda_features_is_left_as_it_was():
+    class CudaFeatures:
+        is_cuda = True
+
+    class Input:
+        features = CudaFeatures()
+
+    class Conv:
+        algo = "chosen for CUDA"
+
+    calls = []
+    forward = spconv_on_cpu._conv_forward_on_any_device(lambda self, *args, **kw: calls.append((self.algo, args, kw)))
+    given = Input()
+    forward(Conv(), False, given, "weight", "bias", None, name="conv")
+    assert calls == [("chosen for CUDA", (False, given, "weight", "bias", None), {"name": "conv"})]
