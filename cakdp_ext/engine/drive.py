@@ -18,8 +18,8 @@ from cakdp_ext.engine.cli import command_parser, require_sections
 from cakdp_ext.engine.resume import newest_checkpoint, require_openpcdets, require_same_settings
 from cakdp_ext.engine.runs import LOG, RunFolder, logging_to
 from cakdp_ext.engine.train import plan_file
-from cakdp_ext.openpcdet.launch import Job, flags_of, launch
-from cakdp_ext.openpcdet.locate import openpcdet_root
+from cakdp_ext.openpcdet.launch import Job, flags_of, launch, require_openpcdet
+from cakdp_ext.openpcdet.locate import make_importable, openpcdet_root
 from cakdp_ext.openpcdet.resolve import make_absolute, require_data, resolve
 from cakdp_ext.openpcdet.splits import hold_out, require_infos, split_config
 
@@ -32,7 +32,7 @@ def drives_openpcdet(argv: Sequence[str] | None) -> bool:
     Args:
         argv: the arguments; None takes the process's.
     """
-    return engine_name() == OPENPCDET or (ENGINE not in os.environ and _root_flag(argv) is not None)
+    return engine_name() == OPENPCDET or (not os.environ.get(ENGINE) and _root_flag(argv) is not None)
 
 
 def drive(script: str, argv: Sequence[str] | None, description: str) -> None:
@@ -50,6 +50,8 @@ def drive(script: str, argv: Sequence[str] | None, description: str) -> None:
     args, words = _parse(script, argv, description)
     root = openpcdet_root(args.openpcdet_root)
     words = _for_openpcdet(words, root, script)
+    make_importable(root)
+    require_openpcdet(root)
     run = RunFolder.of(args.cfg, args.extra_tag, Path(args.output_dir).resolve())
     asked = resolve(args.cfg, args.overrides, root)
     require_sections(asked)

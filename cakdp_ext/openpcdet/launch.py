@@ -27,7 +27,6 @@ from easydict import EasyDict
 from cakdp_ext.config import ConfigError
 from cakdp_ext.openpcdet import register
 from cakdp_ext.openpcdet.guards import guarded, replaced
-from cakdp_ext.openpcdet.locate import make_importable
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ENTRY_POINTS = ("main", "parse_config", "cfg_from_yaml_file")
@@ -60,19 +59,16 @@ class Job:
 
 
 def launch(job: Job, adjust: Adjust) -> None:
-    """Run a script to its end.
+    """Run a script to its end; ``require_openpcdet`` comes first.
 
     Args:
         job: what to run.
         adjust: is shown what the script's parser made of the command line and may change it.
 
     Raises:
-        ConfigError: where OpenPCDet cannot be imported or has no such script, and whatever ``adjust`` and our own parts
-            raise.
+        ConfigError: for a script that is none of OpenPCDet's, and whatever ``adjust`` and our own parts raise.
         RuntimeError: from an error of OpenPCDet's own code, which needs its traceback.
     """
-    make_importable(job.root)
-    require_openpcdet(job.root)
     with _script(job.file) as module, _configured(module, job, adjust), guarded(module), _process_group():
         try:
             module.main()
