@@ -132,10 +132,14 @@ class DetectorFaces:
         return logits.reshape(num_frames, num_rois, -1)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """Copy the network; data set and teacher are shared with the copy."""
+        """Copy the network; data set and teacher are shared with the copy, a head's last batch is left behind."""
         for name in ("dataset", "_distillation"):
             shared = self.__dict__.get(name)
             memo[id(shared)] = shared
+        for name in ("dense_head", "point_head", "roi_head"):
+            last = getattr(getattr(self, name, None), "forward_ret_dict", None)
+            if last is not None:
+                memo[id(last)] = {}
         duplicate = copy(self)
         memo[id(self)] = duplicate
         duplicate.__dict__ = deepcopy(self.__dict__, memo)

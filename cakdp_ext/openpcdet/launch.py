@@ -27,6 +27,7 @@ from easydict import EasyDict
 from cakdp_ext.config import ConfigError
 from cakdp_ext.openpcdet import register
 from cakdp_ext.openpcdet.guards import guarded, replaced
+from cakdp_ext.openpcdet.locate import make_importable
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ENTRY_POINTS = ("main", "parse_config", "cfg_from_yaml_file")
@@ -44,6 +45,7 @@ class Job:
         config: the resolved tree, its paths absolute; it takes the place of the YAML.
         run: the run folder, absolute.
         words: the command line for its parser.
+        tests: whether a training is followed by the tests that its script makes.
     """
 
     root: Path
@@ -51,6 +53,7 @@ class Job:
     config: EasyDict
     run: Path
     words: Sequence[str]
+    tests: bool = True
 
     @property
     def file(self) -> Path:
@@ -69,7 +72,7 @@ def launch(job: Job, adjust: Adjust) -> None:
         ConfigError: for a script that is none of OpenPCDet's, and whatever ``adjust`` and our own parts raise.
         RuntimeError: from an error of OpenPCDet's own code, which needs its traceback.
     """
-    with _script(job.file) as module, _configured(module, job, adjust), guarded(module), _process_group():
+    with _script(job.file) as module, _configured(module, job, adjust), guarded(module, job.tests), _process_group():
         try:
             module.main()
         except Exception as error:
@@ -93,6 +96,7 @@ def require_openpcdet(root: Path) -> None:
     Raises:
         ConfigError: where that fails, or where there is no GPU and nobody asked for CPU.
     """
+    make_importable(root)
     cure = f"{CPU_SWITCH}=1 runs it on CPU, CAKDP_ENGINE=builtin takes the built-in engine"
     try:
         register()

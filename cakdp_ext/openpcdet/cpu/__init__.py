@@ -19,12 +19,13 @@ def use_cpu() -> None:
     if modules.are_in_place():
         return
     _check_machine()
+    from cakdp_ext.checkpoint import allow_numpy_scalars
     from cakdp_ext.openpcdet.cpu import children, devices, distributed
-    from cakdp_ext.openpcdet.versions import allow_checkpoints, restore_numpy_names
+    from cakdp_ext.openpcdet.versions import restore_numpy_names
 
     devices.stay_on_cpu()
     distributed.use_gloo()
-    allow_checkpoints()
+    allow_numpy_scalars()
     restore_numpy_names()
     modules.put_in_place()
     children.let_follow()
