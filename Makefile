@@ -51,7 +51,7 @@ clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 study: setup
-	$(RUN)/python benchmarks/distillation_gain.py --seeds 1 2 3
+	$(RUN)/python benchmarks/distillation_gain.py --seeds 0 1 2
 
 real: setup
 	PYTHON=$(RUN)/python bash tools/few_frames.sh $(KITTI)

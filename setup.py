@@ -52,10 +52,7 @@ def missing_for_cuda() -> str:
 
     if torch.version.cuda is None:
         return "this PyTorch is built without CUDA"
-    if (
-        CUDA_HOME is None
-        or not (Path(CUDA_HOME) / "bin" / ("nvcc.exe" if sys.platform == "win32" else "nvcc")).exists()
-    ):
+    if CUDA_HOME is None or shutil.which("nvcc", path=str(Path(CUDA_HOME) / "bin")) is None:
         return "there is no nvcc; install the CUDA toolkit or set CUDA_HOME"
     return ""
 

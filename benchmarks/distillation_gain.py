@@ -1,6 +1,6 @@
 """By how much does distillation beat fine-tuning alone? The same cut, the same start, several seeds.
 
-Run it after ``make demo`` (or after any ``compress.py``): ``python benchmarks/distillation_gain.py --seeds 1 2 3``.
+Run it after ``make demo`` (or after any ``compress.py``): ``python benchmarks/distillation_gain.py --seeds 0 1 2``.
 It trains a teacher for longer than the demo does, then ``second_pruned.yaml`` and ``second_cakdp.yaml`` by the same
 plan, and prints the mean over classes of the moderate 3D AP (R40). It goes on where it stopped.
 """
@@ -27,7 +27,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", default="synthetic", help="folder of cfgs/ that holds the YAMLs")
     parser.add_argument("--plan", help="pruning plan; the one of compress.py by default")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--processes", type=int, default=1, help="of each training; batch norm sees a share of the 4")
     parser.add_argument("--epochs", type=int, help="of the students; NUM_EPOCHS by default")
     parser.add_argument("--teacher_epochs", type=int, default=24, help="a teacher has to be better than its student")

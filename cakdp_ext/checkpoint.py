@@ -18,11 +18,9 @@ from cakdp_ext.files import atomic_path
 PLAN_KEY = "pruning_plan"
 """Where the state dict of a pruned detector of OpenPCDet's keeps its plan: its own loop saves nothing but tensors."""
 _EPOCH = re.compile(r"checkpoint_epoch_(\d+)\.pth$")
-_NUMPY_SCALARS: list[Any] = [
-    np.float64(0).__reduce__()[0],  # the private function that NumPy pickles its scalars with
-    np.dtype,
-    type(np.dtype(np.float64)),
-]
+_NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
+"""The private function that NumPy pickles its scalars with."""
+_NUMPY_NUMBERS = ("bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8")
 
 
 class CheckpointError(ValueError):
@@ -30,8 +28,22 @@ class CheckpointError(ValueError):
 
 
 def allow_numpy_scalars() -> None:
-    """Let ``torch.load(weights_only=True)`` read the NumPy scalars that OpenPCDet's optimizer states hold."""
-    torch.serialization.add_safe_globals(_NUMPY_SCALARS)
+    """Let ``torch.load(weights_only=True)``, the default since PyTorch 2.6, read the NumPy numbers in optimizer states.
+
+    OpenPCDet's hold some, and where they are refused its automatic resume starts again from nothing without a word.
+    Nothing but numbers is allowed, for the rest of the process: taking them back would undo what others allowed.
+    """
+    dtypes = [type(np.dtype(name)) for name in _NUMPY_NUMBERS]
+    torch.serialization.add_safe_globals([_NUMPY_SCALAR, np.dtype, *dtypes])
+    if _allows_names(torch.__version__):  # the file may have been written under another NumPy than this one
+        names: list[Any] = [(_NUMPY_SCALAR, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]
+        torch.serialization.add_safe_globals(names)
+
+
+def _allows_names(version: str) -> bool:
+    """Tell whether PyTorch's allow-list takes an object with the name that it has in a file."""
+    major, minor = version.split(".")[:2]
+    return (int(major), int(minor)) >= (2, 6)
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -77,27 +89,39 @@ def read_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
         CheckpointError: for a missing, truncated or foreign file.
     """
     file = find_checkpoint(path)
+    allow_numpy_scalars()
     try:
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
-            content = torch.load(file, map_location=map_location, weights_only=True)
+        content = torch.load(file, map_location=map_location, weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch.load raises half a dozen unrelated types for a broken file
         reason = str(error).partition("\n")[0].partition(". ")[0]
         raise CheckpointError(
             f"{file} cannot be read as a checkpoint ({type(error).__name__}: {reason}); it is damaged or of another "
             "kind: copy it again, or name another one"
         ) from error
-    if not isinstance(content, dict) or "model_state" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("model_state"), dict):
         raise CheckpointError(f"{file} holds no model_state; it is not a checkpoint of OpenPCDet's kind")
-    plan = unpack_plan(content["model_state"])
+    try:
+        plan = unpack_plan(content["model_state"])
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from error
     if plan is not None:
         content["pruning"] = plan
     return content
 
 
-def unpack_plan(state: dict[str, Tensor]) -> dict[str, Any] | None:
-    """Take a plan that travels among the tensors of a state dict out of it; None where there is none."""
-    packed = state.pop(PLAN_KEY, None)
-    return None if packed is None else dict(json.loads(bytes(packed.tolist())))
+def unpack_plan(state: dict[str, Tensor], prefix: str = "") -> dict[str, Any] | None:
+    """Take a plan that travels among the tensors of a state dict out of it; None where there is none.
+
+    Raises:
+        CheckpointError: for one that cannot be read.
+    """
+    packed = state.pop(prefix + PLAN_KEY, None)
+    if packed is None:
+        return None
+    try:
+        return dict(json.loads(bytes(packed.tolist())))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"its pruning plan is damaged ({error}); take another checkpoint") from error
 
 
 def pack_plan(content: Mapping[str, Any]) -> Tensor:
@@ -121,7 +145,7 @@ def write_checkpoint(path: Path, model: nn.Module, state: Mapping[str, Any]) -> 
 def load_weights(
     model: nn.Module, state: Mapping[str, Tensor], where: str | Path, may_miss: tuple[str, ...] = ()
 ) -> list[str]:
-    """Load a state dict whose every tensor must fit.
+    """Load a state dict whose every tensor must fit; kernels as spconv 1 laid them out are turned round.
 
     Args:
         model: what is loaded into.
@@ -138,6 +162,7 @@ def load_weights(
     own, state = dict(model.state_dict()), dict(state)
     unpack_plan(own)
     plan = {PLAN_KEY: state.pop(PLAN_KEY)} if PLAN_KEY in state else {}
+    state = {key: _as_spconv_2(value, own[key].shape) if key in own else value for key, value in state.items()}
     for key, value in state.items():
         if key in own and own[key].shape != value.shape:
             raise CheckpointError(
@@ -155,3 +180,11 @@ def load_weights(
             )
     model.load_state_dict({**state, **plan}, strict=False)
     return [key for key in missing if key not in refused]
+
+
+def _as_spconv_2(value: Tensor, shape: torch.Size) -> Tensor:
+    """Bring a sparse kernel ``(z, y, x, in, out)``, as spconv 1 has it, into the ``(out, z, y, x, in)`` of spconv 2."""
+    if value.shape == shape or value.dim() != 5 or len(shape) != 5:
+        return value
+    turned = value.permute(4, 0, 1, 2, 3)
+    return turned.contiguous() if turned.shape == shape else value

@@ -9,6 +9,7 @@ from torch import nn
 
 from cakdp_ext.checkpoint import (
     CheckpointError,
+    allow_numpy_scalars,
     find_checkpoint,
     load_weights,
     read_checkpoint,
@@ -34,6 +35,18 @@ def test_openpcdets_one_cycle_checkpoint_with_numpy_scalars_is_read(tmp_path):
     state = {"model_state": net().state_dict(), "optimizer_state": {"lr": np.float64(0.1)}, "epoch": 1, "it": 2}
     torch.save(state, tmp_path / "c.pth")
     assert read_checkpoint(tmp_path / "c.pth")["optimizer_state"]["lr"] == 0.1
+
+
+def test_reading_a_checkpoint_forbids_nothing_that_was_allowed_before(tmp_path):
+    torch.save({"model_state": net().state_dict(), "lr": np.float64(0.1)}, tmp_path / "c.pth")
+    before = torch.serialization.get_safe_globals()
+    try:
+        allow_numpy_scalars()
+        read_checkpoint(tmp_path / "c.pth")
+        assert torch.load(tmp_path / "c.pth", weights_only=True)["lr"] == 0.1
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 def test_a_run_folder_stands_for_its_last_epoch(tmp_path):

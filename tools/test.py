@@ -1,4 +1,7 @@
-"""Test a checkpoint: ``python tools/test.py --cfg cfgs/kitti/second.yaml --ckpt output/kitti/second/default``."""
+"""Test a checkpoint: ``python tools/test.py --cfg cfgs/kitti/second.yaml --ckpt output/kitti/second/default``.
+
+OpenPCDet's own tools/test.py does it where there is an OpenPCDet; CAKDP_ENGINE=builtin takes the built-in engine.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,20 @@ from pathlib import Path
 from cakdp_ext.checkpoint import find_checkpoint
 from cakdp_ext.engine.cli import add_loop_flags, command_parser, load_request, run_command
 from cakdp_ext.engine.distributed import workers
+from cakdp_ext.engine.drive import drive, drives_openpcdet
 from cakdp_ext.engine.evaluate import epochs_of, evaluate_checkpoints
 from cakdp_ext.engine.runs import RunFolder, logging_to
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Test with the engine that is asked for."""
+    if drives_openpcdet(argv):
+        drive("test", argv, __doc__)
+    else:
+        evaluate_here(argv)
+
+
+def evaluate_here(argv: Sequence[str] | None) -> None:
     """Parse, test, write the figures."""
     parser = command_parser(__doc__)
     add_loop_flags(parser)

@@ -1,4 +1,7 @@
-"""Train a detector: ``python tools/train.py --cfg cfgs/kitti/second.yaml``."""
+"""Train a detector: ``python tools/train.py --cfg cfgs/kitti/second.yaml``.
+
+OpenPCDet's own tools/train.py does it where there is an OpenPCDet; CAKDP_ENGINE=builtin takes the built-in engine.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Sequence
 
 from cakdp_ext.engine.cli import add_loop_flags, command_parser, load_request, run_command
 from cakdp_ext.engine.distributed import workers
+from cakdp_ext.engine.drive import drive, drives_openpcdet
 from cakdp_ext.engine.evaluate import evaluate_checkpoints
 from cakdp_ext.engine.runs import logging_to
 from cakdp_ext.engine.train import TrainRequest, train
@@ -24,6 +28,14 @@ def add_flags_without_effect(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train, and test the last epochs, with the engine that is asked for."""
+    if drives_openpcdet(argv):
+        drive("train", argv, __doc__)
+    else:
+        train_here(argv)
+
+
+def train_here(argv: Sequence[str] | None) -> None:
     """Parse, train, test the last epochs."""
     parser = command_parser(__doc__)
     add_loop_flags(parser)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cakdp_ext.config import ConfigError
 from cakdp_ext.detectors.backbones_3d import BackboneFeatures
 from cakdp_ext.detectors.dense_heads import HeadOutput
+from cakdp_ext.detectors.post_processing import PostProcessingConfig
 from cakdp_ext.detectors.registry import BACKBONES_2D, BACKBONES_3D, DENSE_HEADS, MAPS_TO_BEV, VOXEL_FEATURES
 from cakdp_ext.types import Batch, DensePredictions, LidarGeometry, PredictionSites
 
@@ -50,6 +51,7 @@ class FirstStage(nn.Module):
         "NAME VFE BACKBONE_3D MAP_TO_BEV BACKBONE_2D DENSE_HEAD POST_PROCESSING DISTILL PRUNING".split()
     )
     global_step: Tensor
+    post_processing: PostProcessingConfig
 
     def __init__(self, model_cfg: Mapping[str, Any], class_names: Sequence[str], geometry: LidarGeometry) -> None:
         super().__init__()
@@ -86,6 +88,11 @@ class FirstStage(nn.Module):
     def sites(self) -> PredictionSites:
         """Where the dense head's predictions sit."""
         return self.dense_head.sites
+
+    @property
+    def recall_thresholds(self) -> tuple[float, ...]:
+        """IoUs at which recalled objects are counted."""
+        return self.post_processing.recall_thresh_list
 
     def run_first_stage(self, batch: Batch) -> FirstStageOutput:
         """Run everything up to the dense head's raw maps.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 from cakdp_ext.checkpoint import CheckpointError, find_checkpoint, load_weights, read_checkpoint
 from cakdp_ext.config import ConfigError, ModelSource, from_node, load_config
 from cakdp_ext.distillation import DistillConfig, FrozenTeacher
+from cakdp_ext.engine.choice import OPENPCDET, adapter, engine_name
 from cakdp_ext.pruning import (
     PruningConfig,
     cut_student_,
@@ -63,11 +64,19 @@ def build_full(config: Mapping[str, Any], geometry: LidarGeometry) -> nn.Module:
         ConfigError: for anything in ``MODEL`` that cannot be used, our own sections included.
         MissingSpconvError: where the detectors cannot be imported.
     """
-    from cakdp_ext.detectors import build_detector  # here, so that a command without spconv can say so
-
     distill_config(config)
     pruning_config(config)
-    return build_detector(config["MODEL"], config["CLASS_NAMES"], geometry)
+    return _builder()(config["MODEL"], config["CLASS_NAMES"], geometry)
+
+
+def _builder() -> Callable[..., nn.Module]:
+    """Choose whose detectors are built; imported here, so that a command without spconv can say so."""
+    if engine_name() == OPENPCDET:
+        of_openpcdet: Callable[..., nn.Module] = adapter("build").build_detector
+        return of_openpcdet
+    from cakdp_ext.detectors import build_detector
+
+    return build_detector
 
 
 def build_student(config: Mapping[str, Any], geometry: LidarGeometry, plan: PruningPlan | None) -> Student:

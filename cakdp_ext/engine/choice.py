@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
+from types import ModuleType
 
 from cakdp_ext.config import ConfigError
-from cakdp_ext.openpcdet.locate import VARIABLE, openpcdet_available
+from cakdp_ext.openpcdet.launch import require_openpcdet
+from cakdp_ext.openpcdet.locate import VARIABLE, make_importable, openpcdet_available, openpcdet_root
 
 ENGINE = "CAKDP_ENGINE"
 BUILTIN, OPENPCDET = "builtin", "openpcdet"
 
 
+def adapter(name: str) -> ModuleType:
+    """Import a module of ``cakdp_ext.openpcdet`` that cannot do without OpenPCDet.
+
+    Raises:
+        ConfigError: where OpenPCDet cannot be found or imported, with what to do.
+    """
+    root = openpcdet_root()
+    make_importable(root)
+    require_openpcdet(root)
+    return import_module(f"cakdp_ext.openpcdet.{name}")
+
+
 def engine_name() -> str:
     """Give ``CAKDP_ENGINE`` where it is set; otherwise ``openpcdet`` where it can be found, else ``builtin``.
 
-    ``OPENPCDET_ROOT`` asks for OpenPCDet even where it names no checkout, so that a slip of the pen is an error later on
-    and not another engine.
+    ``OPENPCDET_ROOT`` asks for OpenPCDet even where it names no checkout, so that a slip of the pen is an error
+    later on and not another engine.
 
     Raises:
         ConfigError: for another name.

@@ -61,10 +61,19 @@ def load_request(args: argparse.Namespace) -> tuple[EasyDict, RunFolder]:
         ConfigError: for a YAML that does not describe a whole model.
     """
     config = load_config(args.cfg, args.overrides)
+    require_sections(config)
+    return config, RunFolder.of(args.cfg, args.extra_tag, args.output_dir)
+
+
+def require_sections(config: EasyDict) -> None:
+    """Refuse a YAML that does not describe a whole model.
+
+    Raises:
+        ConfigError: naming what it lacks.
+    """
     missing = [section for section in SECTIONS if section not in config]
     if missing:
-        raise ConfigError(f"{args.cfg} has no {', '.join(missing)}; --cfg takes the YAML of a model")
-    return config, RunFolder.of(args.cfg, args.extra_tag, args.output_dir)
+        raise ConfigError(f"{config.CONFIG_FILE} has no {', '.join(missing)}; --cfg takes the YAML of a model")
 
 
 def one_line(error: BaseException) -> str:

@@ -15,10 +15,10 @@ from torch import nn
 
 from cakdp_ext import __version__
 from cakdp_ext.checkpoint import find_checkpoint, read_checkpoint
-from cakdp_ext.config import ConfigError, dump_config
-from cakdp_ext.datasets import LidarDataset, collate
+from cakdp_ext.config import ConfigError, dump_config, from_node
+from cakdp_ext.datasets import LidarDataset
 from cakdp_ext.engine.build import distill_config, load_source_config, restore_student
-from cakdp_ext.engine.data import build_split, evaluation_loader
+from cakdp_ext.engine.data import build_split, evaluation_loader, one_frame
 from cakdp_ext.engine.distributed import Workers, barrier
 from cakdp_ext.engine.evaluate import evaluate_detector
 from cakdp_ext.engine.measure import cost_frames, measure_cost
@@ -26,7 +26,7 @@ from cakdp_ext.engine.prune import make_plan, require_made_with, required_prunin
 from cakdp_ext.engine.report import Birdview, BirdviewPanel, Report, ReportRow, console_table, render_report
 from cakdp_ext.engine.runs import LOG, RunFolder
 from cakdp_ext.engine.train import TrainRequest, train
-from cakdp_ext.pruning import apply_plan, channel_graph, load_plan, model_fingerprint
+from cakdp_ext.pruning import apply_plan, channel_graph, iou_branch, load_plan, model_fingerprint
 from cakdp_ext.refinement import IoURefinement
 from cakdp_ext.types import LidarGeometry, PruningPlan
 
@@ -131,13 +131,14 @@ def _contestants(config: EasyDict, run: RunFolder, plan: PruningPlan, geometry: 
     trained = "pruned + distilled" if distill is not None else "pruned + trained"
     ckpt = run.checkpoints()[-1]
     result: Any = restore_student(config, geometry, ckpt).model
-    if not hasattr(result.dense_head, "conv_iou"):
+    if not iou_branch(result):
         yield Contestant(trained, result, ckpt.stem)
         return
     plain = deepcopy(config)
     plain.MODEL.POST_PROCESSING.IOU_REFINEMENT = {"MODE": "none"}
     yield Contestant(trained, restore_student(plain, geometry, ckpt).model, ckpt.stem)
-    mode = (result.post_processing.iou_refinement or IoURefinement()).mode
+    refinement = config.MODEL.POST_PROCESSING.get("IOU_REFINEMENT")
+    mode = from_node(IoURefinement, refinement, "MODEL.POST_PROCESSING.IOU_REFINEMENT").mode
     if mode != "none":
         yield Contestant(f"{trained} + IoU {mode}", result, "the result")
 
@@ -168,19 +169,19 @@ def _row(each: Contestant, dataset: LidarDataset, place: Workers, run: RunFolder
 def _birdview(dataset: LidarDataset, contestants: Sequence[Contestant], place: Workers) -> Birdview:
     """The frame with the most labelled objects, as each shown detector sees it."""
     names = [np.isin(truth["name"], dataset.class_names).sum() for truth in dataset.ground_truth()]
-    frame = dataset[int(np.argmax(names))]
-    batch = collate([frame]).to(place.device)
+    batch = one_frame(dataset, int(np.argmax(names)))
+    on_device = batch.to(place.device)
     panels = []
     for each in contestants:
         with torch.inference_mode():
-            found = each.model.eval()(batch)[0].to("cpu")
+            found = each.model.eval()(on_device)[0].to("cpu")
         panels.append(BirdviewPanel(each.name, found.boxes.numpy(), found.scores.numpy(), found.labels.numpy()))
     low_x, low_y, _, high_x, high_y, _ = dataset.geometry.point_cloud_range
-    points = frame.voxels.reshape(-1, frame.voxels.shape[-1])[:, :3]
+    points = batch.voxels.reshape(-1, batch.voxels.shape[-1])[:, :3].numpy()
     return Birdview(
-        title=f"frame {frame.frame_id}",
+        title=f"frame {batch.frame_ids[0]}",
         points=points[np.any(points != 0, axis=1)],
-        gt_boxes=frame.gt_boxes,
+        gt_boxes=batch.gt_boxes[0][batch.gt_labels[0] >= 0].numpy(),
         panels=tuple(panels),
         extent=(low_x, low_y, high_x, high_y),
     )

@@ -13,12 +13,14 @@ from torch.utils.data import DataLoader, Sampler
 
 from cakdp_ext.config import ConfigError
 from cakdp_ext.datasets import LidarDataset, build_dataset, collate
+from cakdp_ext.engine.choice import OPENPCDET, adapter, engine_name
 from cakdp_ext.engine.distributed import Workers
 from cakdp_ext.held_out import HELD_OUT, frames_of
+from cakdp_ext.types import Batch
 
 
 def build_split(config: Mapping[str, Any], split: str, *, training: bool = False, seed: int = 0) -> LidarDataset:
-    """Build the frames of one split.
+    """Build the frames of one split; OpenPCDet's engine trains on its own, so that it has the others only.
 
     ``DATA_CONFIG.NUM_HELD_OUT`` frames of ``DATA_SPLIT.train``, evenly spaced, are never trained on: they make up the
     split ``held_out``, from which filters are scored without touching the frames that AP is reported on.
@@ -32,6 +34,9 @@ def build_split(config: Mapping[str, Any], split: str, *, training: bool = False
     Raises:
         ConfigError: for a split without frames, or when ``held_out`` is asked for and nothing is held out.
     """
+    if engine_name() == OPENPCDET and not training:
+        dataset_of_openpcdet: LidarDataset = adapter("frames").build_split(config, split)
+        return dataset_of_openpcdet
     data_cfg = config["DATA_CONFIG"]
     train = str(data_cfg["DATA_SPLIT"]["train"])
     base = train if split == HELD_OUT else split
@@ -88,6 +93,12 @@ def evaluation_loader(dataset: LidarDataset, place: Workers, *, batch_size: int,
     return _loader(dataset, batch_size, num_workers, share, place)
 
 
+def one_frame(dataset: LidarDataset, index: int) -> Batch:
+    """Load one frame as a batch of its own, on the CPU."""
+    batch: Batch = getattr(dataset, "collate", collate)([dataset[index]])
+    return batch
+
+
 def _loader(dataset: Any, batch_size: int, num_workers: int, sampler: Any, place: Workers) -> DataLoader:
     num_workers = min(num_workers, os.cpu_count() or 1)
     return DataLoader(
@@ -96,7 +107,7 @@ def _loader(dataset: Any, batch_size: int, num_workers: int, sampler: Any, place
         sampler=sampler,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        collate_fn=collate,
+        collate_fn=getattr(dataset, "collate", collate),
         pin_memory=place.device.type == "cuda",
         generator=torch.Generator(),  # so that opening a loader draws nothing from the model's random numbers
     )

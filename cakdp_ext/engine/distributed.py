@@ -51,13 +51,37 @@ def workers(device: str | None = None, launcher: str = "none", port: int = 18888
     if place.device.type == "cuda":
         torch.cuda.set_device(place.device)
     if world_size > 1:
-        backend = "nccl" if place.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(days=2))  # others wait while the first one scores
+        _join(place, "first")
     try:
         yield place
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _join(place: Workers, name: str) -> None:
+    """Join a process group that keeps to itself in the store that all groups of these processes share."""
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    dist.init_process_group(
+        "nccl" if place.device.type == "cuda" else "gloo",
+        store=dist.PrefixStore(f"cakdp_ext/{name}", store),
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(days=2),  # others wait while the first one scores
+    )
+
+
+@contextmanager
+def outside_group(place: Workers) -> Iterator[None]:
+    """Leave the process group for somebody who makes one of his own, and join another one afterwards."""
+    if not dist.is_initialized():
+        yield
+        return
+    dist.destroy_process_group()
+    try:
+        yield
+    finally:
+        _join(place, "again")
 
 
 def torchrun_environment(slurm: Mapping[str, str], port: int) -> dict[str, str]:

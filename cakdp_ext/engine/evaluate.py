@@ -28,7 +28,7 @@ from cakdp_ext.engine.distributed import Workers, gather
 from cakdp_ext.engine.runs import LOG, RunFolder
 from cakdp_ext.evaluation import evaluate_kitti
 from cakdp_ext.files import atomic_path
-from cakdp_ext.types import Batch, Detections, Evaluation
+from cakdp_ext.types import Annotations, Batch, Detections, Evaluation
 
 POLL_SECONDS = 10.0
 
@@ -58,7 +58,7 @@ def detect(
         frame in each batch.
     """
     annotations: list[dict[str, Any]] = []
-    thresholds = cast(Any, model).post_processing.recall_thresh_list
+    thresholds = cast(Any, model).recall_thresholds
     counts = {"gt": 0, **{f"rcnn_{t}": 0 for t in thresholds}}
     seconds: list[float] = []
     model.eval()
@@ -117,7 +117,7 @@ def evaluate_detector(
     shares = gather((annotations, counts, seconds))
     by_frame = {item["frame_id"]: item for share, _, _ in shares for item in share}
     ordered = [by_frame[frame] for frame in dataset.frame_ids]
-    evaluation = evaluate_kitti(truths, ordered, dataset.class_names)
+    evaluation = _judge(dataset, truths, ordered)
     recall = _recall([share[1] for share in shares])
     lines = [f"{key}: {value:.4f}" for key, value in recall.items()]
     evaluation = Evaluation({**evaluation.metrics, **recall}, evaluation.text + "\n" + "\n".join(lines))
@@ -127,6 +127,12 @@ def evaluate_detector(
         if not quiet:
             LOG.info("%s\nwritten to %s", evaluation.text, folder)
     return result
+
+
+def _judge(dataset: LidarDataset, truths: Annotations, annotations: Annotations) -> Evaluation:
+    """Evaluate by KITTI's rules, or by those of a data set that has its own."""
+    own = getattr(dataset, "evaluate", None)
+    return own(annotations) if own is not None else evaluate_kitti(truths, annotations, dataset.class_names)
 
 
 def seconds_per_frame(shares: Sequence[Sequence[float]]) -> float:
@@ -146,7 +152,8 @@ def write_result(result: DetectorResult, folder: Path) -> None:
         path.write_bytes(pickle.dumps(result.annotations))
     with atomic_path(folder / "metrics.json") as path:
         path.write_text(json.dumps(dict(result.evaluation.metrics), indent=1), encoding="utf-8")
-    write_kitti_labels(result.annotations, folder / "final_result" / "data")
+    if all("bbox" in annotation for annotation in result.annotations):
+        write_kitti_labels(result.annotations, folder / "final_result" / "data")
 
 
 def epochs_of(folder: Path, start_epoch: int = 0, patience: float = 0.0) -> Iterator[Path]:

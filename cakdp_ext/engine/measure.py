@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from cakdp_ext.datasets import LidarDataset, collate
+from cakdp_ext.datasets import LidarDataset
+from cakdp_ext.engine.data import one_frame
 from cakdp_ext.held_out import evenly_spaced
 from cakdp_ext.pruning import LatencyStats, count_macs, count_parameters, measure_latency, peak_memory
 from cakdp_ext.types import Batch
@@ -36,7 +37,7 @@ class Cost:
 
 def cost_frames(dataset: LidarDataset, device: torch.device, count: int = 8) -> list[Batch]:
     """Up to ``count`` evenly spaced frames, one a batch."""
-    return [collate([dataset[index]]).to(device) for index in evenly_spaced(len(dataset), count)]
+    return [one_frame(dataset, index).to(device) for index in evenly_spaced(len(dataset), count)]
 
 
 def measure_cost(model: nn.Module, frames: Sequence[Batch]) -> Cost:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -117,9 +118,14 @@ def identity_of(config: EasyDict, request: TrainRequest) -> dict[str, str]:
 
     A checkpoint keeps it, so that a resume with other settings is refused instead of half obeyed.
     """
+    return {"--seed": str(request.seed), "--use_amp": str(request.use_amp), **settings_of(config)}
+
+
+def settings_of(config: EasyDict) -> dict[str, str]:
+    """The YAML's part of what the weights depend on."""
     ignored = ("DATA_CONFIG.DATA_PATH", "MODEL.POST_PROCESSING", "MODEL.PRUNING", "OPTIMIZATION.NUM_EPOCHS",
                "OPTIMIZATION.BATCH_SIZE_PER_GPU")  # fmt: skip
-    flat: dict[str, str] = {"--seed": str(request.seed), "--use_amp": str(request.use_amp)}
+    flat: dict[str, str] = {}
 
     def collect(prefix: str, value: Any) -> None:
         if prefix.startswith(ignored):
@@ -135,17 +141,28 @@ def identity_of(config: EasyDict, request: TrainRequest) -> dict[str, str]:
     return flat
 
 
-def find_plan(config: EasyDict, run: RunFolder) -> PruningPlan | None:
-    """The plan that the YAML names, or the one in the run folder; None where the YAML prunes nothing."""
+def plan_file(config: EasyDict, run: RunFolder) -> Path | None:
+    """Where the plan of a training lies: where the YAML says, or in the run folder; None where it prunes nothing.
+
+    Raises:
+        ConfigError: when there is none yet.
+    """
     pruning = pruning_config(config)
     if pruning is None:
         return None
-    path = pruning.plan or run.plan
     if not run.plan.is_file() and not pruning.plan:
         raise ConfigError(
-            f"no pruning plan at {path}; run tools/score_filters.py and tools/prune.py with the same --cfg and "
+            f"no pruning plan at {run.plan}; run tools/score_filters.py and tools/prune.py with the same --cfg and "
             "--extra_tag, or name a plan with --set MODEL.PRUNING.PLAN"
         )
+    return Path(pruning.plan or run.plan)
+
+
+def find_plan(config: EasyDict, run: RunFolder) -> PruningPlan | None:
+    """The plan that the YAML names, or the one in the run folder; None where the YAML prunes nothing."""
+    path, pruning = plan_file(config, run), pruning_config(config)
+    if path is None or pruning is None:
+        return None
     plan = load_plan(path)
     if plan.source.get("keep_ratio", pruning.keep_ratio) != pruning.keep_ratio:
         LOG.warning("%s keeps %s, not the YAML's KEEP_RATIO %s", path, plan.source["keep_ratio"], pruning.keep_ratio)

@@ -4,6 +4,8 @@
 ``AnchorHeadSingleIoU``. Nothing here imports OpenPCDet before somebody else does, :func:`register` apart.
 """
 
+from importlib import import_module
+
 
 def register() -> None:
     """Make our names known to OpenPCDet now.
@@ -12,6 +14,7 @@ def register() -> None:
         ImportError: where OpenPCDet cannot be imported.
         ValueError: where a name of ours belongs to somebody else.
     """
+    import_module("pcdet.models")  # first: having it imported registers too, and must not find us half imported
     from cakdp_ext.openpcdet.registration import register_all
 
     register_all()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cakdp_ext.checkpoint import PLAN_KEY, CheckpointError, load_weights, pack_plan, read_checkpoint, unpack_plan
 from cakdp_ext.config import ConfigError, from_node
-from cakdp_ext.distillation import DistillConfig, DistillMethod, FrozenTeacher, build_method
+from cakdp_ext.distillation import DistillConfig, DistillMethod, FrozenTeacher, build_method, match_sites
 from cakdp_ext.openpcdet.batches import to_batch
 from cakdp_ext.openpcdet.dense import decode, has_iou_branch, home_of
 from cakdp_ext.openpcdet.faces import DetectorFaces
@@ -27,6 +27,8 @@ from cakdp_ext.pruning import (
 )
 from cakdp_ext.refinement import IoURefinement
 from cakdp_ext.types import Batch, EncodedScene, PruningPlan
+
+_CURE = "use the YAML it was trained with"
 
 
 @dataclass(frozen=True)
@@ -49,19 +51,18 @@ class CaKDPStudent(DetectorFaces):
         dataset: of OpenPCDet's; ``dataset.training`` says whether weights are inherited and a teacher is needed.
 
     Raises:
-        ConfigError: where MODEL cannot be used.
+        ConfigError: where MODEL cannot be used, or the teacher cannot teach this student.
         CheckpointError: where weights do not fit.
     """
 
-    model_cfg: Any
+    _plan: PruningPlan | None = None
+    _distillation: Distillation | None = None
+    _scene: Batch | None = None
+    _refused: CheckpointError | None = None
+    _file_plan: Mapping[str, Any] | None = None
 
     def __init__(self, model_cfg: Any, num_class: int, dataset: Any) -> None:
         super().__init__(model_cfg=model_cfg, num_class=num_class, dataset=dataset)  # type: ignore[call-arg]
-        self._plan: PruningPlan | None = None
-        self._distillation: Distillation | None = None
-        self._scene: Batch | None = None
-        self._refused: CheckpointError | None = None
-        self._file_plan: Mapping[str, Any] | None = None
         post_processing = model_cfg.get("POST_PROCESSING", {})
         self.iou_refinement = from_node(
             IoURefinement, post_processing.get("IOU_REFINEMENT"), "MODEL.POST_PROCESSING.IOU_REFINEMENT"
@@ -71,6 +72,7 @@ class CaKDPStudent(DetectorFaces):
         self._prune(model_cfg.get("PRUNING"), dataset)
         if model_cfg.get("DISTILL") and dataset.training:
             self._distillation = _distillation(model_cfg["DISTILL"], dataset)
+            match_sites(self.sites, self._distillation.teacher.sites)
 
     def _prune(self, node: Mapping[str, Any] | None, dataset: Any) -> None:
         if not node:
@@ -79,7 +81,10 @@ class CaKDPStudent(DetectorFaces):
         if pruning.plan:
             if dataset.training:
                 inherit_weights(self, pruning)  # type: ignore[arg-type]
-            self._cut(load_plan(pruning.plan))
+            try:
+                self._cut(load_plan(pruning.plan))
+            except ValueError as error:
+                raise ConfigError(f"MODEL.PRUNING.PLAN {pruning.plan}: {error}") from error
         elif dataset.training:
             raise ConfigError(
                 "MODEL.PRUNING has no PLAN, and training needs it before the optimizer is built; run "
@@ -133,47 +138,42 @@ class CaKDPStudent(DetectorFaces):
         """Apply the IoU branch, then OpenPCDet's score threshold, NMS and recall."""
         return super().post_processing(refine_batch(batch_dict, self.iou_refinement))  # type: ignore[misc]
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Give the network's tensors and, where it was pruned, the plan as one of them."""
-        state = super().state_dict(*args, **kwargs)  # type: ignore[misc]
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Put the plan among the tensors where the network was pruned, whoever asks for them: it, DDP, an average."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
         if self._plan is not None:
-            state[kwargs.get("prefix", "") + PLAN_KEY] = pack_plan(plan_to_dict(self._plan))
-        return state
+            destination[prefix + PLAN_KEY] = pack_plan(plan_to_dict(self._plan))
 
-    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        """Load tensors of a network that was cut by the same plan, or by none like this one.
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Take tensors of a network that was cut by the same plan, or of one that was not cut, like this one.
 
         Raises:
             CheckpointError: for another plan.
         """
-        tensors = dict(state_dict)
-        self._require_plan(unpack_plan(tensors))
-        return super().load_state_dict(tensors, *args, **kwargs)  # type: ignore[misc]
+        self._require_plan(unpack_plan(state_dict, prefix))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[misc]
 
     def _load_state_dict(
         self, model_state_disk: Mapping[str, Tensor], *, strict: bool = True
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Load what OpenPCDet read from a checkpoint: every tensor must fit, whichever way it asks."""
         tensors = dict(model_state_disk)
-        if self._file_plan is not None:
-            tensors.setdefault(PLAN_KEY, pack_plan(self._file_plan))
-        try:
-            self._cut_like(tensors)
-            load_weights(self, tensors, "the checkpoint")  # type: ignore[arg-type]
-        except CheckpointError as error:
-            self._refused = error  # OpenPCDet's automatic resume would go on from random weights
-            raise
-        self._refused = None
-        return dict(self.state_dict()), tensors
+        packed = unpack_plan(tensors) or self._file_plan
+        self._cut_like(packed)
+        self._require_plan(packed)
+        if packed is not None:
+            tensors[PLAN_KEY] = pack_plan(packed)
+        load_weights(self, tensors, "the checkpoint")  # type: ignore[arg-type]
+        return dict(self.state_dict()), tensors  # type: ignore[attr-defined]
 
-    def _cut_like(self, tensors: Mapping[str, Tensor]) -> None:
+    def _cut_like(self, packed: Mapping[str, Any] | None) -> None:
         """Cut a network that is only tested as the checkpoint was; one that trains was cut when it was built."""
-        packed = unpack_plan(dict(tensors))
-        if packed is None or self._plan is not None or self.dataset.training:
+        if self._plan is not None or self.dataset.training:
             return
-        if not self.model_cfg.get("PRUNING"):
-            raise CheckpointError("it is pruned, but the YAML has no MODEL.PRUNING; use the YAML it was trained with")
-        self._cut(plan_from_dict(packed))
+        if self.model_cfg.get("PRUNING") and packed is None:
+            raise CheckpointError(f"it is not pruned, but the YAML has MODEL.PRUNING; {_CURE}")
+        if packed is not None and self.model_cfg.get("PRUNING"):
+            self._cut(plan_from_dict(packed))
 
     def load_params_from_file(self, filename: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint for testing, or weights to start from; cuts the network first as the checkpoint says.
@@ -192,28 +192,29 @@ class CaKDPStudent(DetectorFaces):
         return self._naming(filename, super().load_params_with_optimizer, *args, **kwargs)  # type: ignore[misc]
 
     def _naming(self, filename: Any, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Load a file; keep a refusal for the next training step, in case that OpenPCDet's resume swallows it."""
         try:
             self._file_plan = read_checkpoint(filename).get("pruning")
-            return load(filename, *args, **kwargs)
-        except CheckpointError as error:
-            named = str(error) if str(filename) in str(error) else f"{filename}: {error}"
-            self._refused = CheckpointError(named)
+            result = load(filename, *args, **kwargs)
+        except Exception as error:
+            text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            self._refused = CheckpointError(text if str(filename) in text else f"{filename}: {text}")
             raise self._refused from error
         finally:
             self._file_plan = None
+        self._refused = None
+        return result
 
     def _require_plan(self, packed: Mapping[str, Any] | None) -> None:
         theirs = plan_from_dict(packed).keep_indices if packed is not None else None
         ours = self._plan.keep_indices if self._plan is not None else None
-        if theirs != ours:
-            raise CheckpointError(
-                f"it is {_cut_by(theirs, 'another plan')}, this detector is {_cut_by(ours, 'MODEL.PRUNING.PLAN')}; "
-                "use the YAML and the plan it was trained with"
-            )
-
-
-def _cut_by(kept: Mapping[str, Any] | None, whose: str) -> str:
-    return "not pruned" if kept is None else f"pruned by {whose}"
+        if theirs == ours:
+            return
+        if theirs is None:
+            raise CheckpointError(f"it is not pruned, but this detector was cut by MODEL.PRUNING.PLAN; {_CURE}")
+        if ours is None:
+            raise CheckpointError(f"it is pruned, but the YAML has no MODEL.PRUNING; {_CURE}")
+        raise CheckpointError(f"it was cut by another plan than MODEL.PRUNING.PLAN; {_CURE}, and its plan")
 
 
 def _distillation(node: Mapping[str, Any], dataset: Any) -> Distillation:

@@ -36,6 +36,7 @@ class DetectorFaces:
     dense_head: Any
     roi_head: Any
     dataset: Any
+    model_cfg: Any
     training: bool
     _sites: PredictionSites | None = None
 
@@ -68,6 +69,11 @@ class DetectorFaces:
         if self._sites is None or self._sites.centers.device != device:
             self._sites = to_device(sites_of(self.dense_head, self.geometry), device)
         return self._sites
+
+    @property
+    def recall_thresholds(self) -> tuple[float, ...]:
+        """IoUs at which recalled objects are counted."""
+        return tuple(self.model_cfg.POST_PROCESSING.RECALL_THRESH_LIST)
 
     def predict_dense(self, batch: Batch) -> DensePredictions:
         """Give the raw predictions without targets, losses, mask or NMS."""
@@ -145,10 +151,14 @@ class DetectorFaces:
         return logits.reshape(num_frames, num_rois, -1)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """Copy the network; data set and teacher are shared with the copy."""
+        """Copy the network; data set and teacher are shared with the copy, a head's last batch is left behind."""
         for name in ("dataset", "_distillation"):
             shared = self.__dict__.get(name)
             memo[id(shared)] = shared
+        for name in ("dense_head", "point_head", "roi_head"):
+            last = getattr(getattr(self, name, None), "forward_ret_dict", None)
+            if last is not None:
+                memo[id(last)] = {}
         duplicate = copy(self)
         memo[id(self)] = duplicate
         duplicate.__dict__ = deepcopy(self.__dict__, memo)

@@ -1,4 +1,4 @@
-"""What must OpenPCDet's scripts not do in silence? Start again, load half a network, wait for ever, divide by zero."""
+"""What must OpenPCDet's scripts not do in silence? Load half a network, wait for ever, divide by zero."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cakdp_ext.checkpoint import CheckpointError, epoch_checkpoints, epoch_of, read_checkpoint
+from cakdp_ext.checkpoint import CheckpointError, epoch_checkpoints, epoch_of
 from cakdp_ext.config import ConfigError
 
 LOG = logging.getLogger("cakdp_ext")
@@ -55,10 +55,10 @@ def replaced(owner: Any, wrappers: Mapping[str, Callable[[Any], Any]]) -> Iterat
 
 
 class LoadingGuard:
-    """Sees to it that a checkpoint is loaded whole or refused, and that a resume does not start again from nothing.
+    """Sees to it that a checkpoint is loaded whole or refused.
 
-    OpenPCDet's automatic resume passes over every checkpoint that it cannot load, and its other loader over every tensor
-    of another shape. Our own detectors refuse such checkpoints by themselves.
+    One of OpenPCDet's loaders passes over every tensor of another shape. Our own detectors refuse such checkpoints by
+    themselves.
 
     Args:
         is_strict: whether a partial load is an error; where training starts it is what ``--pretrained_model`` is for.
@@ -67,16 +67,14 @@ class LoadingGuard:
     def __init__(self, is_strict: bool) -> None:
         self.is_strict = is_strict
         self.file = "the checkpoint"
-        self.refused: list[CheckpointError] = []
-        self.has_resumed = False
 
     def build_network(self, original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         """Watch the detector that is built."""
 
         def build(*args: Any, **kwargs: Any) -> nn.Module:
             model: Any = original(*args, **kwargs)
-            model.load_params_with_optimizer = self._resuming(model.load_params_with_optimizer)
-            model.load_params_from_file = self._naming(model.load_params_from_file)
+            for name in ("load_params_from_file", "load_params_with_optimizer"):
+                setattr(model, name, self._naming(getattr(model, name)))
             if not type(model).__module__.startswith("cakdp_ext.") and hasattr(model, "_load_state_dict"):
                 model._load_state_dict = self._checking(model, model._load_state_dict)
             return model
@@ -84,40 +82,15 @@ class LoadingGuard:
         return build
 
     def build_scheduler(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Check what has been loaded, once OpenPCDet has done with loading, and how long the training will be."""
+        """Check how long the training will be; weights to start from are loaded by now."""
 
         def build(*args: Any, **kwargs: Any) -> Any:
-            self._require_resumed()
             self.is_strict = True
             asked = inspect.signature(original).bind(*args, **kwargs).arguments
             _require_steps(asked["total_iters_each_epoch"] * asked["total_epochs"], asked["optim_cfg"])
             return original(*args, **kwargs)
 
         return build
-
-    def _require_resumed(self) -> None:
-        if self.refused and not self.has_resumed:
-            raise CheckpointError(
-                f"{self.refused[0]}. None of the run folder's checkpoints could be loaded, and starting again would "
-                "overwrite them: use the YAML and plan they were trained with, or another --extra_tag"
-            ) from self.refused[0]
-        for error in self.refused:
-            LOG.warning("%s; resumed from an older checkpoint", error)
-
-    def _resuming(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def load(filename: Any, *args: Any, **kwargs: Any) -> Any:
-            self.file = str(filename)
-            try:
-                read_checkpoint(filename)
-                result = original(filename, *args, **kwargs)
-            except Exception as error:
-                refused = error if isinstance(error, CheckpointError) else _refusal(self.file, error)
-                self.refused.append(refused)
-                raise refused from error
-            self.has_resumed = True
-            return result
-
-        return load
 
     def _naming(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def load(filename: Any, *args: Any, **kwargs: Any) -> Any:
@@ -229,7 +202,3 @@ def _require_steps(steps: int, optim_cfg: Mapping[str, Any]) -> None:
             f"{steps} iterations in all are too few for OPTIMIZATION.OPTIMIZER {optim_cfg['OPTIMIZER']}, whose first "
             f"phase takes {optim_cfg['PCT_START']} of them (PCT_START); train more epochs or smaller batches"
         )
-
-
-def _refusal(file: str, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{file} cannot be resumed from: {' '.join(str(error).split())[:300]}")

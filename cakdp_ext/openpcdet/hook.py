@@ -65,8 +65,8 @@ class _Loader(importlib.abc.Loader):
         return created
 
     def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._loader  # from here on the module is as if we had never been there
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
         self._loader.exec_module(module)
         self._register()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)

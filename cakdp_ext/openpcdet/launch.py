@@ -72,7 +72,7 @@ def launch(job: Job, adjust: Adjust) -> None:
         RuntimeError: from an error of OpenPCDet's own code, which needs its traceback.
     """
     make_importable(job.root)
-    _require_openpcdet(job.root)
+    require_openpcdet(job.root)
     with _script(job.file) as module, _configured(module, job, adjust), guarded(module), _process_group():
         try:
             module.main()
@@ -91,7 +91,7 @@ def flags_of(root: Path, script: str) -> list[str]:
     return [word for word in words if isinstance(word, str) and word.startswith("--")]
 
 
-def _require_openpcdet(root: Path) -> None:
+def require_openpcdet(root: Path) -> None:
     """Import it and register our names.
 
     Raises:
@@ -102,8 +102,8 @@ def _require_openpcdet(root: Path) -> None:
         register()
     except ImportError as error:
         raise ConfigError(
-            f"OpenPCDet at {root} cannot be imported ({error}); build it there (python setup.py develop) and install what "
-            f"it needs; without a GPU, {cure}"
+            f"OpenPCDet at {root} cannot be imported ({error}); build it there (python setup.py develop) and install "
+            f"what it needs; without a GPU, {cure}"
         ) from error
     if not torch.cuda.is_available() and not _runs_on_cpu():
         raise ConfigError(f"OpenPCDet needs CUDA, and PyTorch {torch.__version__} sees no device; {cure}")
@@ -117,7 +117,7 @@ def _runs_on_cpu() -> bool:
 
 @contextmanager
 def _script(file: Path) -> Iterator[ModuleType]:
-    """Load a script with its folder first on ``sys.path``; it and what it imports from there are forgotten afterwards."""
+    """Load a script with its folder first on ``sys.path``; what it imports from there is forgotten afterwards."""
     own = {part.stem for part in file.parent.iterdir()} - {"pcdet"}
     path, hidden = list(sys.path), _take_modules(own)  # among them the standard library's ``test``
     sys.path.insert(0, str(file.parent))

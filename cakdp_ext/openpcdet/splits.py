@@ -43,7 +43,9 @@ def hold_out(config: EasyDict, folder: Path) -> EasyDict:
     data.INFO_PATH["train"] = [_write([infos[frame] for frame in kept], folder / f"infos_{train}.pkl")]
     for number, step in enumerate(_sampling_steps(data)):
         step["DB_INFO_PATH"] = [
-            _write(_database_of(Path(data.DATA_PATH, name), set(kept)), folder / f"dbinfos_{train}_{number}_{index}.pkl")
+            _write(
+                _database_of(Path(data.DATA_PATH, name), set(kept)), folder / f"dbinfos_{train}_{number}_{index}.pkl"
+            )
             for index, name in enumerate(step["DB_INFO_PATH"])
         ]
     return config
@@ -108,8 +110,8 @@ def _train_infos(data: EasyDict) -> dict[str, Mapping[str, Any]]:
 
 def _unknown(data: EasyDict) -> Any:
     raise ConfigError(
-        f"DATA_CONFIG.NUM_HELD_OUT divides info files of KITTI's kind, which {data.DATASET} has not; list the frames as a "
-        "split of their own, set NUM_HELD_OUT: 0, and name that split in MODEL.PRUNING.SPLIT"
+        f"DATA_CONFIG.NUM_HELD_OUT divides info files of KITTI's kind, which {data.DATASET} has not; list the frames "
+        "as a split of their own, set NUM_HELD_OUT: 0, and name that split in MODEL.PRUNING.SPLIT"
     )
 
 
@@ -131,7 +133,7 @@ def _info_names(data: EasyDict, split: str) -> list[str]:
 
 def _sampling_steps(data: EasyDict) -> list[EasyDict]:
     """The augmentation steps that paste objects and are not switched off."""
-    augmentor = data.get("DATA_AUGMENTOR") or []
+    augmentor: Any = data.get("DATA_AUGMENTOR") or []
     is_list = isinstance(augmentor, Sequence)
     steps = augmentor if is_list else augmentor.get("AUG_CONFIG_LIST") or []
     off = [] if is_list else augmentor.get("DISABLE_AUG_LIST") or []

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cakdp_ext.ops import native
-from cakdp_ext.ops.checks import as_counts, as_float, check_alike
+from cakdp_ext.ops.checks import as_counts, as_float, check_alike, check_same_frames
 from cakdp_ext.ops.reference import ball_query as reference
 
 
@@ -71,8 +71,7 @@ def ball_query(
     check_alike(xyz, new_xyz, ("xyz", "new_xyz"))
     counts = as_counts(counts, "counts", xyz, "xyz")
     new_counts = as_counts(new_counts, "new_counts", new_xyz, "new_xyz")
-    if len(counts) != len(new_counts):
-        raise ValueError(f"counts and new_counts must name as many frames, got {len(counts)} and {len(new_counts)}")
+    check_same_frames(counts, new_counts, ("counts", "new_counts"))
     radii, numbers = _check_settings(radius, num_samples)
     run = native.implementation("ball_query", xyz.device) or reference.ball_query
     answers = list(zip(*run(xyz, counts, new_xyz, new_counts, radii, numbers), strict=True))

@@ -79,9 +79,18 @@ def as_counts(counts: Tensor, name: str, rows: Tensor, rows_name: str) -> Tensor
         values = counts.tolist()
         if sum(values) != len(rows) or min(values, default=0) < 0:
             raise ValueError(
-                f"{name} must say how many of the {len(rows)} rows of {rows_name} belong to each frame, got {values}"
+                f"{name} must say how many of the {len(rows)} rows of {rows_name} belong to each frame: "
+                f"numbers of at least 0 that add up to {len(rows)}, got {values}"
             )
     return counts
+
+
+def check_same_frames(first: Tensor, second: Tensor, names: tuple[str, str]) -> None:
+    """Raise ValueError unless both counts, as :func:`as_counts` gives them, name as many frames."""
+    if len(first) != len(second):
+        raise ValueError(
+            f"{names[0]} and {names[1]} must be of the same frames and name as many, got {len(first)} and {len(second)}"
+        )
 
 
 def check_shape(tensor: Tensor, name: str, shape: tuple[int | None, ...]) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cakdp_ext.ops import native
-from cakdp_ext.ops.checks import as_counts, as_float, as_index, check_alike, check_same_device
+from cakdp_ext.ops.checks import as_counts, as_float, as_index, check_alike, check_same_device, check_same_frames
 from cakdp_ext.ops.reference import interpolation as reference
 
 
@@ -40,11 +40,7 @@ def three_nn(unknown: Tensor, unknown_counts: Tensor, known: Tensor, known_count
     check_alike(unknown, known, ("unknown", "known"))
     unknown_counts = as_counts(unknown_counts, "unknown_counts", unknown, "unknown")
     known_counts = as_counts(known_counts, "known_counts", known, "known")
-    if len(unknown_counts) != len(known_counts):
-        raise ValueError(
-            "unknown_counts and known_counts must name as many frames, "
-            f"got {len(unknown_counts)} and {len(known_counts)}"
-        )
+    check_same_frames(unknown_counts, known_counts, ("unknown_counts", "known_counts"))
     run = native.implementation("three_nn", unknown.device) or reference.three_nn
     return run(unknown, unknown_counts, known, known_counts)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cakdp_ext.ops import native
-from cakdp_ext.ops.checks import as_float, as_index, check_alike, check_same_device
+from cakdp_ext.ops.checks import as_counts, as_float, as_index, check_alike, check_same_device, check_same_frames
 from cakdp_ext.ops.reference import neighbors as reference
 
 NeighborType = Literal["cube", "ball"]
@@ -67,8 +67,9 @@ def local_neighbors(
     """
     xyz, new_xyz = as_float(xyz, "xyz", (None, 3)), as_float(new_xyz, "new_xyz", (None, 3))
     check_alike(xyz, new_xyz, ("xyz", "new_xyz"))
-    counts, new_counts = _as_counts(counts, "counts", xyz), _as_counts(new_counts, "new_counts", new_xyz)
-    _check_same_frames(counts, new_counts, ("counts", "new_counts"))
+    counts = as_counts(counts, "counts", xyz, "xyz")
+    new_counts = as_counts(new_counts, "new_counts", new_xyz, "new_xyz")
+    check_same_frames(counts, new_counts, ("counts", "new_counts"))
     if not (math.isfinite(max_distance) and max_distance > 0):
         raise ValueError(f"max_distance must be positive metres, got {max_distance}")
     limit = as_limit(num_samples, "num_samples")
@@ -108,7 +109,7 @@ def neighbors_in_boxes(
     """
     points, boxes = as_float(points, "points", (None, 3)), as_float(boxes, "boxes", (None, 7))
     check_alike(points, boxes, ("points", "boxes"))
-    counts = as_count_pair(points, point_counts, boxes, box_counts, ("point_counts", "box_counts"))
+    counts = as_count_pair(points, point_counts, boxes, box_counts, ("boxes", "box_counts"))
     return _in_boxes(points, counts[0], boxes, counts[1], as_limit(max_points, "max_points"))
 
 
@@ -151,13 +152,25 @@ def cubes(centers: Tensor, half_size: float) -> Tensor:
 def as_count_pair(
     points: Tensor, point_counts: Tensor | None, boxes: Tensor, box_counts: Tensor | None, names: tuple[str, str]
 ) -> tuple[Tensor, Tensor]:
-    """Return the counts of points and boxes by frame, those of a single frame where neither is given."""
+    """Return the counts of points and boxes by frame, those of a single frame where neither is given.
+
+    Args:
+        points: ``(N, 3)``.
+        point_counts: ``(B,)`` or None.
+        boxes: ``(M, 7)``.
+        box_counts: ``(B,)`` or None.
+        names: what errors call ``boxes`` and ``box_counts``.
+
+    Raises:
+        ValueError: for counts that :func:`as_counts` refuses, of other frames, or given for one of the two only.
+    """
     if point_counts is None and box_counts is None:
         return _one_frame(points), _one_frame(boxes)
     if point_counts is None or box_counts is None:
-        raise ValueError(f"{names[0]} and {names[1]} go together, give both or neither")
-    point_counts, box_counts = _as_counts(point_counts, names[0], points), _as_counts(box_counts, names[1], boxes)
-    _check_same_frames(point_counts, box_counts, names)
+        raise ValueError(f"point_counts and {names[1]} go together, give both or neither")
+    point_counts = as_counts(point_counts, "point_counts", points, "points")
+    box_counts = as_counts(box_counts, names[1], boxes, names[0])
+    check_same_frames(point_counts, box_counts, ("point_counts", names[1]))
     return point_counts, box_counts
 
 
@@ -180,20 +193,6 @@ def as_neighbors(neighbors: Neighbors, num_lists: int, rows: Tensor, name: str) 
 
 def _one_frame(rows: Tensor) -> Tensor:
     return torch.full((1,), len(rows), dtype=torch.int64, device=rows.device)
-
-
-def _as_counts(counts: Tensor, name: str, rows: Tensor) -> Tensor:
-    """Return counts as int64; on CPU they must be at least 0 and add up to the rows."""
-    counts = as_index(counts, name, (None,))
-    check_same_device(counts, rows, (name, "what they count"))
-    if counts.device.type == "cpu" and (int(counts.sum()) != len(rows) or bool((counts < 0).any())):
-        raise ValueError(f"{name} must be at least 0 and add up to {len(rows)} rows, got {counts.tolist()}")
-    return counts
-
-
-def _check_same_frames(first: Tensor, second: Tensor, names: tuple[str, str]) -> None:
-    if len(first) != len(second):
-        raise ValueError(f"{names[0]} and {names[1]} must be of the same frames, got {len(first)} and {len(second)}")
 
 
 def _in_boxes(points: Tensor, point_counts: Tensor, boxes: Tensor, box_counts: Tensor, limit: int) -> Neighbors:

@@ -49,7 +49,7 @@ def roiaware_cells(
     if max_points_per_voxel < 1:
         raise ValueError(f"max_points_per_voxel must be at least 1, got {max_points_per_voxel}")
     check_alike(rois, points, ("rois", "points"))
-    point_counts, roi_counts = as_count_pair(points, point_counts, rois, roi_counts, ("point_counts", "roi_counts"))
+    point_counts, roi_counts = as_count_pair(points, point_counts, rois, roi_counts, ("rois", "roi_counts"))
     neighbors = neighbors_in_boxes(points, rois, point_counts, roi_counts)
     return group_by_cell(points, rois, neighbors, shape, max_points_per_voxel)
 

@@ -33,9 +33,9 @@ def voxel_query(
     Memory grows with the voxels and the rows of the grid, not with its volume.
 
     Args:
-        queries: ``(Q, 4)`` int32 or int64, ``(batch, z, y, x)``: the voxel in which each query lies.
+        queries: ``(Q, 4)`` int32 or int64, the voxel ``(batch, z, y, x)`` in which each query lies.
         query_xyz: ``(Q, 3)`` metres.
-        voxel_coords: ``(V, 4)`` int32 or int64, ``(batch, z, y, x)``: the occupied voxels.
+        voxel_coords: ``(V, 4)``, likewise, the occupied voxels.
         voxel_xyz: ``(V, 3)`` metres, their centres; dtype of ``query_xyz``.
         spatial_shape: ``(Z, Y, X)`` of the grid.
         batch_size: number of frames.
@@ -45,12 +45,11 @@ def voxel_query(
 
     Returns:
         index ``(Q, num_samples)`` int64 into the voxels, slots that found nothing repeating the query's first voxel;
-        and empty ``(Q,)`` bool, True where nothing was found and the whole row is 0. ``(0, num_samples)`` and ``(0,)``
-        for no queries.
+        and empty ``(Q,)`` bool, True where the whole row found nothing and is 0. No rows for no queries.
 
     Raises:
         ValueError: for another shape, tensors that differ in device or dtype, a setting that cannot be, or, on CPU,
-            voxels outside the grid. On CUDA those are never found instead: to tell would make the host wait.
+            voxels outside the grid, which on CUDA are never found: to tell would make the host wait.
 
     Source:
         Voxel R-CNN (Deng et al., AAAI 2021), section "Voxel Query".

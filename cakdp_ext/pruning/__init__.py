@@ -46,6 +46,7 @@ from cakdp_ext.pruning.students import (
     cut_student_,
     example_batch,
     inherit_weights,
+    iou_branch,
     require_match,
 )
 from cakdp_ext.pruning.surgery import apply_plan, apply_plan_, masked, removed_filters
@@ -71,6 +72,7 @@ __all__ = [
     "example_batch",
     "import_score_table",
     "inherit_weights",
+    "iou_branch",
     "load_plan",
     "load_scores",
     "masked",

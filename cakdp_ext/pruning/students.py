@@ -67,8 +67,12 @@ def inherit_weights(model: nn.Module, pruning: PruningConfig) -> None:
     if pruning.initial_weights != "inherited":
         return
     ckpt = find_checkpoint(pruning.student.ckpt)
-    branch = tuple(key for key in model.state_dict() if _IOU_BRANCH.match(key))
-    load_weights(model, read_checkpoint(ckpt)["model_state"], ckpt, may_miss=branch)
+    load_weights(model, read_checkpoint(ckpt)["model_state"], ckpt, may_miss=iou_branch(model))
+
+
+def iou_branch(model: nn.Module) -> tuple[str, ...]:
+    """Name the tensors of a detector's IoU branch; none where it has none."""
+    return tuple(key for key in model.state_dict() if _IOU_BRANCH.match(key))
 
 
 def require_match(pruning: PruningConfig | None, plan: PruningPlan | None, config_file: str) -> None:

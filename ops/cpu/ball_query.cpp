@@ -11,7 +11,7 @@
 
 #include "buckets.h"
 #include "checks/ball_query.h"
-#include "clouds.h"
+#include "frame_starts.h"
 
 namespace cakdp {
 namespace {
@@ -109,8 +109,8 @@ void answer(const std::vector<Buckets<T>>& clouds, const std::vector<int64_t>& s
     at::parallel_for(0, query_starts.back(), kQueriesPerTask, [&](int64_t begin, int64_t end) {
         Finder<T> finder(balls);
         for (int64_t i = begin; i < end; ++i) {
-            const int64_t cloud = cloud_of(query_starts, i);
-            finder.answer(i, queries + 3 * i, clouds[cloud], starts[cloud]);
+            const int64_t frame = frame_of(query_starts, i);
+            finder.answer(i, queries + 3 * i, clouds[frame], starts[frame]);
         }
     });
 }
@@ -120,8 +120,8 @@ using Answers = std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>>;  /
 Answers ball_query(const at::Tensor& xyz, const at::Tensor& counts, const at::Tensor& new_xyz,
                    const at::Tensor& new_counts, at::ArrayRef<double> radii, at::IntArrayRef num_samples) {
     check_ball_query(xyz, counts, new_xyz, new_counts, radii, num_samples);
-    const std::vector<int64_t> starts = cloud_starts(counts, xyz.size(0), "counts");
-    const std::vector<int64_t> query_starts = cloud_starts(new_counts, new_xyz.size(0), "new_counts");
+    const std::vector<int64_t> starts = frame_starts(counts, xyz.size(0), "counts");
+    const std::vector<int64_t> query_starts = frame_starts(new_counts, new_xyz.size(0), "new_counts");
     const at::Tensor points = xyz.contiguous(), queries = new_xyz.contiguous();
     std::vector<at::Tensor> index, empty;
     for (const int64_t number : num_samples) {

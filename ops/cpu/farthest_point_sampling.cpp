@@ -10,7 +10,7 @@
 
 #include "buckets.h"
 #include "checks/farthest_point_sampling.h"
-#include "clouds.h"
+#include "frame_starts.h"
 
 namespace cakdp {
 namespace {
@@ -87,7 +87,7 @@ void sample(const T* xyz, int64_t start, int64_t count, int64_t num_samples, int
 
 at::Tensor farthest_point_sampling(const at::Tensor& xyz, const at::Tensor& counts, at::IntArrayRef num_samples) {
     check_farthest_point_sampling(xyz, counts, num_samples);
-    const std::vector<int64_t> starts = cloud_starts(counts, xyz.size(0), "counts");
+    const std::vector<int64_t> starts = frame_starts(counts, xyz.size(0), "counts");
     std::vector<int64_t> first_sample{0};
     for (size_t i = 0; i < num_samples.size(); ++i) {
         TORCH_CHECK_VALUE(num_samples[i] == 0 || starts[i + 1] > starts[i], "cannot choose ", num_samples[i],

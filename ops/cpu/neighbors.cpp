@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "checks/neighbors.h"
+#include "frame_starts.h"
 #include "point_slabs.h"
 #include "regions.h"
 
@@ -18,19 +19,6 @@ namespace {
 constexpr int64_t kRegionsPerTask = 64;
 
 using Lists = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
-
-// Where each frame begins; its last entry is the number of rows.
-std::vector<int64_t> frame_begins(const at::Tensor& counts, int64_t num_rows, const char* name) {
-    const at::Tensor dense = counts.contiguous();
-    std::vector<int64_t> begins{0};
-    for (int64_t frame = 0; frame < dense.size(0); ++frame) {
-        const int64_t count = dense.const_data_ptr<int64_t>()[frame];
-        TORCH_CHECK_VALUE(count >= 0 && begins.back() + count <= num_rows, name, " must add up to ", num_rows);
-        begins.push_back(begins.back() + count);
-    }
-    TORCH_CHECK_VALUE(begins.back() == num_rows, name, " must add up to ", num_rows, ", got ", begins.back());
-    return begins;
-}
 
 template <typename T, typename Region>
 PointSlabs<T> slabs_of_frame(const T* points, Rows rows, const std::vector<Region>& regions, Rows own) {
@@ -64,8 +52,8 @@ Lists concatenate(const std::vector<std::vector<int64_t>>& found, const at::Tens
 }
 
 template <typename T, typename Region>
-Lists find_neighbors(const at::Tensor& points, const std::vector<int64_t>& point_begins, const at::Tensor& numbers,
-                     const std::vector<int64_t>& region_begins, T radius_squared, int64_t max_points) {
+Lists find_neighbors(const at::Tensor& points, const std::vector<int64_t>& point_starts, const at::Tensor& numbers,
+                     const std::vector<int64_t>& region_starts, T radius_squared, int64_t max_points) {
     const at::Tensor positions = points.contiguous(), rows = numbers.contiguous();
     const T* xyz = positions.const_data_ptr<T>();
     const int64_t num_regions = rows.size(0);
@@ -74,18 +62,17 @@ Lists find_neighbors(const at::Tensor& points, const std::vector<int64_t>& point
     for (int64_t i = 0; i < num_regions; ++i)
         regions.emplace_back(rows.const_data_ptr<T>() + Region::kNumbers * i, radius_squared);
     std::vector<PointSlabs<T>> slabs;
-    for (size_t frame = 0; frame + 1 < point_begins.size(); ++frame)
-        slabs.push_back(slabs_of_frame(xyz, {point_begins[frame], point_begins[frame + 1]}, regions,
-                                       {region_begins[frame], region_begins[frame + 1]}));
+    for (size_t frame = 0; frame + 1 < point_starts.size(); ++frame)
+        slabs.push_back(slabs_of_frame(xyz, {point_starts[frame], point_starts[frame + 1]}, regions,
+                                       {region_starts[frame], region_starts[frame + 1]}));
     at::Tensor length = at::zeros({num_regions}, points.options().dtype(at::kLong));
     int64_t* lengths = length.mutable_data_ptr<int64_t>();
     std::vector<std::vector<int64_t>> found((num_regions + kRegionsPerTask - 1) / kRegionsPerTask);
     at::parallel_for(0, found.size(), 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin * kRegionsPerTask; i < std::min(num_regions, end * kRegionsPerTask); ++i) {
-            const auto next = std::upper_bound(region_begins.begin(), region_begins.end(), i);
             std::vector<int64_t>& mine = found[i / kRegionsPerTask];
             const size_t before = mine.size();
-            append_points(slabs[next - region_begins.begin() - 1], regions[i], max_points, mine);
+            append_points(slabs[frame_of(region_starts, i)], regions[i], max_points, mine);
             lengths[i] = mine.size() - before;
         }
     });
@@ -94,22 +81,22 @@ Lists find_neighbors(const at::Tensor& points, const std::vector<int64_t>& point
 
 Lists neighbors_in_boxes(const at::Tensor& points, const at::Tensor& point_counts, const at::Tensor& boxes,
                          const at::Tensor& box_counts, int64_t max_points) {
-    check_stacks(points, point_counts, boxes, box_counts, 7, "boxes");
-    const auto point_begins = frame_begins(point_counts, points.size(0), "point_counts");
-    const auto box_begins = frame_begins(box_counts, boxes.size(0), "box_counts");
+    check_neighbors_in_boxes(points, point_counts, boxes, box_counts);
+    const auto point_starts = frame_starts(point_counts, points.size(0), "point_counts");
+    const auto box_starts = frame_starts(box_counts, boxes.size(0), "box_counts");
     return AT_DISPATCH_FLOATING_TYPES(points.scalar_type(), "neighbors_in_boxes", [&] {
-        return find_neighbors<scalar_t, BoxRegion<scalar_t>>(points, point_begins, boxes, box_begins, 0, max_points);
+        return find_neighbors<scalar_t, BoxRegion<scalar_t>>(points, point_starts, boxes, box_starts, 0, max_points);
     });
 }
 
 Lists neighbors_in_balls(const at::Tensor& points, const at::Tensor& point_counts, const at::Tensor& centers,
                          const at::Tensor& center_counts, double radius, int64_t max_points) {
-    check_stacks(points, point_counts, centers, center_counts, 3, "centers");
-    const auto point_begins = frame_begins(point_counts, points.size(0), "point_counts");
-    const auto center_begins = frame_begins(center_counts, centers.size(0), "center_counts");
+    check_neighbors_in_balls(points, point_counts, centers, center_counts);
+    const auto point_starts = frame_starts(point_counts, points.size(0), "point_counts");
+    const auto center_starts = frame_starts(center_counts, centers.size(0), "center_counts");
     return AT_DISPATCH_FLOATING_TYPES(points.scalar_type(), "neighbors_in_balls", [&] {
         const auto radius_squared = static_cast<scalar_t>(radius * radius);
-        return find_neighbors<scalar_t, BallRegion<scalar_t>>(points, point_begins, centers, center_begins,
+        return find_neighbors<scalar_t, BallRegion<scalar_t>>(points, point_starts, centers, center_starts,
                                                               radius_squared, max_points);
     });
 }

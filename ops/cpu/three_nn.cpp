@@ -12,7 +12,7 @@
 
 #include "buckets.h"
 #include "checks/three_nn.h"
-#include "clouds.h"
+#include "frame_starts.h"
 #include "three_nearest.h"
 
 namespace cakdp {
@@ -45,8 +45,8 @@ Three<T> find(const Buckets<T>& cloud, const T* point, std::vector<T>& possible)
 std::tuple<at::Tensor, at::Tensor> three_nn(const at::Tensor& unknown, const at::Tensor& unknown_counts,
                                             const at::Tensor& known, const at::Tensor& known_counts) {
     check_three_nn(unknown, unknown_counts, known, known_counts);
-    const std::vector<int64_t> unknown_starts = cloud_starts(unknown_counts, unknown.size(0), "unknown_counts");
-    const std::vector<int64_t> known_starts = cloud_starts(known_counts, known.size(0), "known_counts");
+    const std::vector<int64_t> unknown_starts = frame_starts(unknown_counts, unknown.size(0), "unknown_counts");
+    const std::vector<int64_t> known_starts = frame_starts(known_counts, known.size(0), "known_counts");
     const at::Tensor queries = unknown.contiguous(), points = known.contiguous();
     at::Tensor distances = at::empty({unknown.size(0), 3}, unknown.options());
     at::Tensor index = at::empty({unknown.size(0), 3}, unknown_counts.options());
@@ -58,8 +58,8 @@ std::tuple<at::Tensor, at::Tensor> three_nn(const at::Tensor& unknown, const at:
         at::parallel_for(0, unknown.size(0), kPointsPerTask, [&](int64_t begin, int64_t end) {
             std::vector<scalar_t> possible;
             for (int64_t i = begin; i < end; ++i) {
-                const int64_t cloud = cloud_of(unknown_starts, i);
-                find(clouds[cloud], query + 3 * i, possible).write(known_starts[cloud], distance + 3 * i, row + 3 * i);
+                const int64_t frame = frame_of(unknown_starts, i);
+                find(clouds[frame], query + 3 * i, possible).write(known_starts[frame], distance + 3 * i, row + 3 * i);
             }
         });
     });

@@ -31,7 +31,8 @@ class NearList {
     Three<T> search(const T* center) {
         const T *x = numbers_.data(), *y = x + size_, *z = y + size_;
         T* distance = numbers_.data() + 3 * size_;
-        for (int64_t i = 0; i < size_; ++i) distance[i] = squared_length(x[i] - center[0], y[i] - center[1], z[i] - center[2]);
+        for (int64_t i = 0; i < size_; ++i)
+            distance[i] = squared_length(x[i] - center[0], y[i] - center[1], z[i] - center[2]);
         Three<T> found;
         for (int64_t i = 0; i < size_; ++i) found.offer(distance[i], i);
         for (int64_t& row : found.row)

@@ -29,18 +29,16 @@ __device__ inline void fill(int64_t found, int64_t num_samples, int64_t* index, 
 }
 
 template <typename T>
-__global__ void find_neighbours(const T* xyz, const int64_t* starts, const T* queries, const int64_t* query_starts,
-                                int64_t num_points, int64_t num_queries, int64_t clouds, Balls<T> balls) {
+__global__ void find_neighbours(const T* xyz, const T* queries, Stacks stacks, Balls<T> balls) {
     const int64_t query = warp_index();
-    if (query >= num_queries) return;
+    if (query >= stacks.num_queries) return;
     const T position[3] = {queries[3 * query], queries[3 * query + 1], queries[3 * query + 2]};
-    const int64_t cloud = cloud_of(query_starts, clouds, query);
-    const int64_t begin = cloud < clouds ? starts[cloud] : 0, end = cloud < clouds ? starts[cloud + 1] : 0;
+    const Rows points = points_of_frame(stacks, query);
     int64_t found[kBallsAtOnce] = {};
     bool open = true;
-    for (int64_t first = begin; first < end && open; first += kScan) {
+    for (int64_t first = points.begin; first < points.end && open; first += kScan) {
         T squared[kRounds];
-        measure(xyz, num_points, first, end, position, squared);
+        measure(xyz, stacks.num_points, first, points.end, position, squared);
 #pragma unroll
         for (int round = 0; round < kRounds; ++round) {
             if (!__any_sync(kWholeWarp, squared[round] < balls.largest_squared)) continue;
@@ -63,16 +61,12 @@ __global__ void find_neighbours(const T* xyz, const int64_t* starts, const T* qu
 }  // namespace
 
 template <typename T>
-void ball_query_cuda(const T* xyz, const int64_t* starts, const T* queries, const int64_t* query_starts,
-                     int64_t num_points, int64_t num_queries, int64_t clouds, const Balls<T>& balls,
-                     cudaStream_t stream) {
-    launch(find_neighbours<T>, blocks_of_warps(num_queries, kThreads), dim3(kThreads), stream, xyz, starts, queries,
-           query_starts, num_points, num_queries, clouds, balls);
+void ball_query_cuda(const T* xyz, const T* queries, const Stacks& stacks, const Balls<T>& balls, cudaStream_t stream) {
+    launch(find_neighbours<T>, blocks_of_warps(stacks.num_queries, kThreads), dim3(kThreads), stream, xyz, queries,
+           stacks, balls);
 }
 
-template void ball_query_cuda(const float*, const int64_t*, const float*, const int64_t*, int64_t, int64_t, int64_t,
-                              const Balls<float>&, cudaStream_t);
-template void ball_query_cuda(const double*, const int64_t*, const double*, const int64_t*, int64_t, int64_t, int64_t,
-                              const Balls<double>&, cudaStream_t);
+template void ball_query_cuda(const float*, const float*, const Stacks&, const Balls<float>&, cudaStream_t);
+template void ball_query_cuda(const double*, const double*, const Stacks&, const Balls<double>&, cudaStream_t);
 
 }  // namespace cakdp

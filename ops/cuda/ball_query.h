@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "frames.h"
+
 namespace cakdp {
 
 constexpr int kBallsAtOnce = 4;
@@ -20,11 +22,8 @@ struct Balls {
     bool* empty[kBallsAtOnce];
 };
 
-// xyz (3, num_points), one axis after another; queries (num_queries, 3); starts and query_starts (clouds + 1,), where
-// the points and the queries of each frame begin.
+// xyz (3, num_points), one axis after another; queries (num_queries, 3).
 template <typename T>
-void ball_query_cuda(const T* xyz, const int64_t* starts, const T* queries, const int64_t* query_starts,
-                     int64_t num_points, int64_t num_queries, int64_t clouds, const Balls<T>& balls,
-                     cudaStream_t stream);
+void ball_query_cuda(const T* xyz, const T* queries, const Stacks& stacks, const Balls<T>& balls, cudaStream_t stream);
 
 }  // namespace cakdp

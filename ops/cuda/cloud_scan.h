@@ -14,20 +14,6 @@ namespace cakdp {
 constexpr int kRounds = 4;  // of a warp's width each, read together so that one wait serves them all
 constexpr int kScan = kRounds * kWarp;
 
-// The frame of a row, or clouds where it belongs to none; starts has clouds + 1 numbers in ascending order.
-__device__ inline int64_t cloud_of(const int64_t* starts, int64_t clouds, int64_t row) {
-    int64_t low = 0, high = clouds;
-    while (low < high) {
-        const int64_t middle = (low + high) / 2;
-        if (starts[middle + 1] <= row) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
-}
-
 // This lane's squared distances from a position to the points first + lane() + round * kWarp; infinite from end on.
 // xyz is (3, num_points), one axis after another.
 template <typename T>

@@ -6,7 +6,8 @@
 
 #include <cmath>
 
-#include "cloud_scan.h"
+#include "distance.h"
+#include "frames.h"
 #include "launch.h"
 #include "morton.h"
 #include "warp.h"
@@ -28,7 +29,7 @@ __global__ void find_keys(const T* xyz, const T* low, const T* high, const int64
     const T* position = xyz + 3 * point;
     const T sum = (position[0] - position[0]) + (position[1] - position[1]) + (position[2] - position[2]);
     const int64_t place = sum == 0 ? curve_place(position, low, high) : kNotFinite;
-    keys[point] = cloud_of(starts, clouds, point) * kNextCloud + place;
+    keys[point] = frame_of(starts, clouds, point) * kNextCloud + place;
 }
 
 // A point that may be chosen; distance -1 where it has been, -2 where there is none.
@@ -177,8 +178,7 @@ template <typename T>
 __global__ void __launch_bounds__(kMaxThreads)
     sample_clouds(const T* xyz, const int64_t* rows, const int64_t* keys, const int64_t* starts,
                   const int64_t* first_sample, int64_t num_points, T* nearest, int64_t* chosen) {
-    const int64_t cloud = blockIdx.x, start = starts[cloud];
-    const int64_t count = starts[cloud + 1] > start ? starts[cloud + 1] - start : 0;
+    const int64_t cloud = blockIdx.x, start = starts[cloud], count = starts[cloud + 1] - start;
     const int64_t finite = count_finite(keys + start, count, cloud);
     const int64_t num_samples = first_sample[cloud + 1] - first_sample[cloud];
     int64_t* out = chosen + first_sample[cloud];

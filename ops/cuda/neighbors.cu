@@ -23,11 +23,11 @@ __global__ void scan_points(const T* points, Regions<T> regions, Stacks stacks, 
     __shared__ T x[kThreads], y[kThreads], z[kThreads];
     const int lane = threadIdx.x % kWarp;
     const int64_t first = int64_t{blockIdx.x} * kWarps, region = first + threadIdx.x / kWarp;
-    const bool is_region = region < stacks.num_regions;
+    const bool is_region = region < stacks.num_queries;
     const int64_t mine = is_region ? region : first, slot = mine * gridDim.y + blockIdx.y;
     const Region shape(regions.numbers + Region::kNumbers * mine, regions.radius_squared);
     const Rows own = points_of_frame(stacks, mine);
-    const int64_t last = smaller(first + kWarps, stacks.num_regions) - 1;
+    const int64_t last = smaller(first + kWarps, stacks.num_queries) - 1;
     const int64_t chunk_begin = blockIdx.y * chunk_size;
     const int64_t begin = larger(points_of_frame(stacks, first).begin, chunk_begin);
     const int64_t end = smaller(points_of_frame(stacks, last).end, chunk_begin + chunk_size);
@@ -59,7 +59,7 @@ template <typename T>
 void scan(const T* points, const Regions<T>& regions, const Stacks& stacks, int64_t chunks, int64_t* counts,
           const Lists& lists, cudaStream_t stream) {
     const auto kernel = regions.is_ball ? scan_points<T, BallRegion<T>> : scan_points<T, BoxRegion<T>>;
-    const dim3 blocks(static_cast<unsigned>((stacks.num_regions + kWarps - 1) / kWarps), static_cast<unsigned>(chunks));
+    const dim3 blocks(static_cast<unsigned>((stacks.num_queries + kWarps - 1) / kWarps), static_cast<unsigned>(chunks));
     const int64_t chunk_size = (stacks.num_points + chunks - 1) / chunks;
     launch(kernel, blocks, dim3(kThreads), stream, points, regions, stacks, chunk_size, counts, lists);
 }

@@ -9,7 +9,7 @@
 
 namespace cakdp {
 
-// Boxes (num_regions, 7), or with is_ball the centres (num_regions, 3) of balls.
+// What the queries of the stacks are: boxes (num_queries, 7), or with is_ball the centres (num_queries, 3) of balls.
 template <typename T>
 struct Regions {
     const T* numbers;
@@ -20,13 +20,13 @@ struct Regions {
 // Into how many chunks the points are cut, so that few regions, too, give every multiprocessor work.
 int64_t neighbor_chunks(int64_t num_regions, int64_t num_points);
 
-// counts (num_regions, chunks): how many points of each chunk a region holds.
+// counts (num_queries, chunks): how many points of each chunk a region holds.
 template <typename T>
 void count_neighbors_cuda(const T* points, const Regions<T>& regions, const Stacks& stacks, int64_t chunks,
                           int64_t* counts, cudaStream_t stream);
 
 // Writes the list of each region from index[start[region]] on, length[region] points at most; before
-// (num_regions, chunks) says how many points of earlier chunks the region holds.
+// (num_queries, chunks) says how many points of earlier chunks the region holds.
 template <typename T>
 void list_neighbors_cuda(const T* points, const Regions<T>& regions, const Stacks& stacks, int64_t chunks,
                          const int64_t* before, const int64_t* start, const int64_t* length, int64_t* index,

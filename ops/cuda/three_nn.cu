@@ -11,17 +11,15 @@ namespace cakdp {
 namespace {
 
 template <typename T>
-__global__ void find_three(const T* unknown, const int64_t* unknown_starts, const T* known, const int64_t* known_starts,
-                           int64_t num_unknown, int64_t num_known, int64_t clouds, T* distances, int64_t* index) {
+__global__ void find_three(const T* unknown, const T* known, Stacks stacks, T* distances, int64_t* index) {
     const int64_t point = warp_index();
-    if (point >= num_unknown) return;
+    if (point >= stacks.num_queries) return;
     const T position[3] = {unknown[3 * point], unknown[3 * point + 1], unknown[3 * point + 2]};
-    const int64_t cloud = cloud_of(unknown_starts, clouds, point);
-    const int64_t begin = cloud < clouds ? known_starts[cloud] : 0, end = cloud < clouds ? known_starts[cloud + 1] : 0;
+    const auto [begin, end] = points_of_frame(stacks, point);
     Three<T> nearest;
     for (int64_t first = begin; first < end; first += kScan) {
         T squared[kRounds];
-        measure(known, num_known, first, end, position, squared);
+        measure(known, stacks.num_points, first, end, position, squared);
 #pragma unroll
         for (int round = 0; round < kRounds; ++round) {
             unsigned votes = __ballot_sync(kWholeWarp, squared[round] < nearest.squared[2]);
@@ -37,16 +35,13 @@ __global__ void find_three(const T* unknown, const int64_t* unknown_starts, cons
 }  // namespace
 
 template <typename T>
-void three_nn_cuda(const T* unknown, const int64_t* unknown_starts, const T* known, const int64_t* known_starts,
-                   int64_t num_unknown, int64_t num_known, int64_t clouds, T* distances, int64_t* index,
+void three_nn_cuda(const T* unknown, const T* known, const Stacks& stacks, T* distances, int64_t* index,
                    cudaStream_t stream) {
-    launch(find_three<T>, blocks_of_warps(num_unknown, kThreads), dim3(kThreads), stream, unknown, unknown_starts,
-           known, known_starts, num_unknown, num_known, clouds, distances, index);
+    launch(find_three<T>, blocks_of_warps(stacks.num_queries, kThreads), dim3(kThreads), stream, unknown, known, stacks,
+           distances, index);
 }
 
-template void three_nn_cuda(const float*, const int64_t*, const float*, const int64_t*, int64_t, int64_t, int64_t,
-                            float*, int64_t*, cudaStream_t);
-template void three_nn_cuda(const double*, const int64_t*, const double*, const int64_t*, int64_t, int64_t, int64_t,
-                            double*, int64_t*, cudaStream_t);
+template void three_nn_cuda(const float*, const float*, const Stacks&, float*, int64_t*, cudaStream_t);
+template void three_nn_cuda(const double*, const double*, const Stacks&, double*, int64_t*, cudaStream_t);
 
 }  // namespace cakdp

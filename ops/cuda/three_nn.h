@@ -5,13 +5,14 @@
 
 #include <cstdint>
 
+#include "frames.h"
+
 namespace cakdp {
 
-// unknown (num_unknown, 3); known (3, num_known), one axis after another; starts (clouds + 1,), where the points of
-// each frame begin -> distances and index (num_unknown, 3).
+// unknown (num_queries, 3) asks for known (3, num_points), one axis after another -> distances and index (num_queries,
+// 3).
 template <typename T>
-void three_nn_cuda(const T* unknown, const int64_t* unknown_starts, const T* known, const int64_t* known_starts,
-                   int64_t num_unknown, int64_t num_known, int64_t clouds, T* distances, int64_t* index,
+void three_nn_cuda(const T* unknown, const T* known, const Stacks& stacks, T* distances, int64_t* index,
                    cudaStream_t stream);
 
 }  // namespace cakdp

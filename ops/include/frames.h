@@ -1,4 +1,4 @@
-// Rows of several frames stacked on one another: which of them belong to the frame of a row of another stack.
+// Frames whose rows lie one after another: starts[frame] is where each begins, starts[frames] where the last one ends.
 #pragma once
 
 #include <cstdint>
@@ -11,24 +11,30 @@ struct Rows {
     int64_t begin, end;
 };
 
-// Two stacks of the same frames, and how many rows each frame has in them.
+// Two stacks of the same frames: points, and queries that each ask about the points of their frame.
 struct Stacks {
-    const int64_t* point_counts;
-    const int64_t* region_counts;
-    int64_t frames, num_points, num_regions;
+    const int64_t *point_starts, *query_starts;
+    int64_t frames, num_points, num_queries;
 };
 
-// The points of a region's frame; none where the counts do not reach the region, never one that does not exist.
-CAKDP_HOST_DEVICE inline Rows points_of_frame(const Stacks& stacks, int64_t region) {
-    Rows points{0, 0};
-    int64_t regions = 0;
-    for (int64_t frame = 0; frame < stacks.frames; ++frame) {
-        points.begin = points.end;
-        points.end = smaller(stacks.num_points, points.begin + larger<int64_t>(0, stacks.point_counts[frame]));
-        regions += larger<int64_t>(0, stacks.region_counts[frame]);
-        if (region < regions) return points;
+// The frame of a row, or frames where it belongs to none; starts are in ascending order.
+CAKDP_HOST_DEVICE inline int64_t frame_of(const int64_t* starts, int64_t frames, int64_t row) {
+    int64_t low = 0, high = frames;
+    while (low < high) {
+        const int64_t middle = (low + high) / 2;
+        if (starts[middle + 1] <= row) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
     }
-    return {stacks.num_points, stacks.num_points};
+    return low;
+}
+
+// The points of a query's frame; none, behind those of all frames, where it belongs to no frame.
+CAKDP_HOST_DEVICE inline Rows points_of_frame(const Stacks& stacks, int64_t query) {
+    const int64_t frame = frame_of(stacks.query_starts, stacks.frames, query);
+    return {stacks.point_starts[frame], stacks.point_starts[smaller(frame + 1, stacks.frames)]};
 }
 
 }  // namespace cakdp

@@ -1,17 +1,32 @@
 // What ops on frames that lie one after another in one tensor refuse on every device.
 #pragma once
 
+#include <string>
+
 #include "tensor_checks.h"
 
 namespace cakdp {
 
-// Points (N, 3) and how many of them belong to each frame (B,).
-inline void check_stacked(const at::Tensor& xyz, const at::Tensor& counts, const char* name, const char* counts_name) {
-    check_shape(xyz, {-1, 3}, name);
-    check_shape(counts, {-1}, counts_name);
-    check_dtype(counts, at::kLong, counts_name);
-    TORCH_CHECK_VALUE(xyz.device() == counts.device(), name, " and ", counts_name, " must be on one device, got ",
-                      xyz.device(), " and ", counts.device());
+// Rows (N, numbers), how many of them belong to each frame (B,), and how errors call the two.
+struct StackedRows {
+    const at::Tensor &rows, &counts;
+    const char *name, *counts_name;
+    int64_t numbers = 3;
+};
+
+inline void check_stack(const StackedRows& stack) {
+    check_shape(stack.rows, {-1, stack.numbers}, stack.name);
+    check_shape(stack.counts, {-1}, stack.counts_name);
+    check_dtype(stack.counts, at::kLong, stack.counts_name);
+    check_alike({stack.rows, stack.counts}, (std::string(stack.name) + " and " + stack.counts_name).c_str(), false);
+}
+
+// Two stacks of the same frames.
+inline void check_stacks(const StackedRows& first, const StackedRows& second) {
+    check_stack(first);
+    check_stack(second);
+    check_alike({first.rows, second.rows}, (std::string(first.name) + " and " + second.name).c_str());
+    check_shape(second.counts, {first.counts.size(0)}, second.counts_name);
 }
 
 }  // namespace cakdp

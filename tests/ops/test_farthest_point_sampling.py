@@ -164,7 +164,8 @@ def test_wrong_arguments_are_named(device):
 
 @pytest.mark.parametrize("counts", [[1, 2], [1, 4], [5, -1]])
 def test_on_a_cpu_counts_are_held_against_the_rows(counts):
-    with pytest.raises(ValueError, match="counts must say how many of the 4 rows of xyz belong to each frame"):
+    rest = "belong to each frame: numbers of at least 0 that add up to 4, got"
+    with pytest.raises(ValueError, match=f"^counts must say how many of the 4 rows of xyz {rest}"):
         ops.farthest_point_sampling_stacked(torch.zeros(4, 3), torch.tensor(counts), 1)
     with pytest.raises(ValueError, match="cannot choose 1 of the points of cloud 0, it has none; ask for 0 there"):
         ops.farthest_point_sampling_stacked(torch.zeros(4, 3), torch.tensor([0, 4]), 1)

@@ -13,6 +13,7 @@ from shapely_boxes import polygons, random_boxes
 
 from cakdp_ext import ops
 from cakdp_ext.ops.reference import neighbors as reference
+from cakdp_ext.ops.reference import stacked
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
@@ -76,7 +77,7 @@ def test_a_limit_keeps_the_first_points(device, dtype, neighbor_type, num_sample
 
 
 def test_blocks_of_the_reference_leave_no_seam(monkeypatch):
-    monkeypatch.setattr(reference, "DENSE_LIMIT", 300)
+    monkeypatch.setattr(stacked, "DENSE_LIMIT", 300)
     points, boxes = cloud(100, 6), random_boxes(30, 7)
     counts = (torch.tensor([60, 40]), torch.tensor([10, 20]))
     lists = as_lists(ops.Neighbors(*reference.neighbors_in_boxes(points, counts[0], boxes, counts[1], 3)))
@@ -213,7 +214,9 @@ def test_wrong_arguments_are_named(device):
         ops.local_neighbors(xyz, counts, new_xyz.double(), new_counts, 1.0)
     with pytest.raises(ValueError, match="counts must be int32 or int64, got torch.float32"):
         ops.local_neighbors(xyz, counts.float(), new_xyz, new_counts, 1.0)
-    with pytest.raises(ValueError, match="must be of the same frames, got 1 and 2"):
+    with pytest.raises(
+        ValueError, match="counts and new_counts must be of the same frames and name as many, got 1 and 2"
+    ):
         ops.local_neighbors(xyz, counts, new_xyz, torch.tensor([1, 3], device=device), 1.0)
     with pytest.raises(ValueError, match="neighbor_type must be 'cube' or 'ball', got 'box'"):
         ops.local_neighbors(xyz, counts, new_xyz, new_counts, 1.0, neighbor_type="box")
@@ -228,11 +231,44 @@ def test_wrong_arguments_are_named(device):
         ops.local_three_nn(xyz, torch.zeros(3, 8, 3, device=device), neighbors)
 
 
-@pytest.mark.parametrize(("counts", "new_counts"), [([5], [4]), ([7, -1], [4, 0]), ([6], [3])])
-def test_counts_that_do_not_add_up_are_refused_on_cpu(counts, new_counts):
+@pytest.mark.parametrize(
+    ("counts", "new_counts", "which"),
+    [
+        ([5], [4], "counts must say how many of the 6 rows of xyz"),
+        ([7, -1], [4, 0], "counts must say how many of the 6 rows of xyz"),
+        ([6], [3], "new_counts must say how many of the 4 rows of new_xyz"),
+    ],
+)
+def test_counts_that_do_not_add_up_are_refused_on_cpu(counts, new_counts, which):
     given = tensors("cpu", torch.float32, cloud(6, 21), counts, cloud(4, 22), new_counts)
-    with pytest.raises(ValueError, match="counts must be at least 0 and add up to [64] rows, got"):
+    rest = "belong to each frame: numbers of at least 0 that add up to [64], got"
+    with pytest.raises(ValueError, match=f"^{which} {rest}"):
         ops.local_neighbors(*given, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("counts", "new_counts", "wanted"),
+    [
+        ([0, 6], [3, 3], [[], [], [], [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]]),
+        ([2, 9], [3, 3], [[0, 1], [0, 1], [0, 1], [2, 3, 4, 5], [2, 3, 4, 5], [2, 3, 4, 5]]),
+        ([2, 1], [3, 3], [[0, 1], [0, 1], [0, 1], [2], [2], [2]]),
+        ([7, -7], [3, 3], [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [], [], []]),
+        ([3, 3], [2, 9], [[0, 1, 2], [0, 1, 2], [3, 4, 5], [3, 4, 5], [3, 4, 5], [3, 4, 5]]),
+        ([3, 3], [2, 1], [[0, 1, 2], [0, 1, 2], [3, 4, 5], [], [], []]),
+        ([3, 3], [-3, 6], [[3, 4, 5], [3, 4, 5], [3, 4, 5], [3, 4, 5], [3, 4, 5], [3, 4, 5]]),
+        ([], [], [[], [], [], [], [], []]),
+    ],
+)
+@pytest.mark.usefixtures("cuda_kernels")
+def test_cuda_kernels_stay_within_the_rows_whatever_the_counts(device, counts, new_counts, wanted):
+    points, boxes = torch.zeros(6, 3, device=device), torch.full((6, 7), 0.1, device=device)
+    of_points = torch.tensor(counts, dtype=torch.int64, device=device)
+    of_queries = torch.tensor(new_counts, dtype=torch.int64, device=device)
+    boxes[:, 3:6] = 1
+    in_boxes = torch.ops.cakdp.neighbors_in_boxes(points, of_points, boxes, of_queries, -1)
+    in_balls = torch.ops.cakdp.neighbors_in_balls(points, of_points, boxes[:, :3], of_queries, 1.0, -1)
+    assert as_lists(ops.Neighbors(*in_boxes)) == wanted
+    assert as_lists(ops.Neighbors(*in_balls)) == wanted
 
 
 @pytest.mark.usefixtures("checks_rows")

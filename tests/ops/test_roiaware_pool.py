@@ -156,11 +156,15 @@ def test_wrong_arguments_are_named(device):
         ops.roiaware_pool(rois, points, features, SIZE, mode="sum")
     with pytest.raises(ValueError, match="point_counts and roi_counts go together"):
         ops.roiaware_pool(rois, points, features, SIZE, roi_counts=torch.tensor([2], device=device))
+    counts = {"point_counts": torch.tensor([len(points)]).to(device), "roi_counts": torch.tensor([1, 1]).to(device)}
+    with pytest.raises(ValueError, match="point_counts and roi_counts must be of the same frames and name as many"):
+        ops.roiaware_pool(rois, points, features, SIZE, **counts)
 
 
 def test_counts_that_do_not_add_up_are_refused_on_cpu():
     rois, points, features = to("cpu", torch.float32, *scene(torch.float32, seed=9, num_points=20, num_rois=2))
-    with pytest.raises(ValueError, match="roi_counts must be at least 0 and add up to 2 rows"):
+    rest = "belong to each frame: numbers of at least 0 that add up to 2, got"
+    with pytest.raises(ValueError, match=f"^roi_counts must say how many of the 2 rows of rois {rest}"):
         ops.roiaware_pool(
             rois, points, features, SIZE, roi_counts=torch.tensor([3]), point_counts=torch.tensor([len(points)])
         )

@@ -64,8 +64,11 @@ torch.cuda.is_available, torch.cuda.device_count, torch.cuda._lazy_init = lambda
 import cakdp_ext
 
 for module in pkgutil.walk_packages(cakdp_ext.__path__, "cakdp_ext."):
-    if not module.name.endswith("__main__"):
-        importlib.import_module(module.name)
+    try:
+        module.name.endswith("__main__") or importlib.import_module(module.name)
+    except ModuleNotFoundError as error:
+        if error.name != "pcdet":
+            raise
 print("imported", module.name)
 """
 

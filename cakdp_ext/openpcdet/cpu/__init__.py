@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-
-SWITCH = "CAKDP_OPENPCDET_CPU"
 
 
 def use_cpu() -> None:
@@ -22,18 +19,21 @@ def use_cpu() -> None:
     if modules.are_in_place():
         return
     _check_machine()
-    from cakdp_ext.openpcdet.cpu import devices, distributed
-    from cakdp_ext.openpcdet.versions import allow_checkpoints, restore_numpy_names
+    from cakdp_ext.checkpoint import allow_numpy_scalars
+    from cakdp_ext.openpcdet.cpu import children, devices, distributed
+    from cakdp_ext.openpcdet.versions import restore_numpy_names
 
     devices.stay_on_cpu()
     distributed.use_gloo()
-    allow_checkpoints()
+    allow_numpy_scalars()
     restore_numpy_names()
     modules.put_in_place()
-    os.environ[SWITCH] = "1"
+    children.let_follow()
 
 
 def _check_machine() -> None:
+    from cakdp_ext.openpcdet.cpu.children import SWITCH
+
     if "pcdet" in sys.modules:
         raise RuntimeError(
             f"use_cpu() came after `import pcdet`; call it, or import cakdp_ext with {SWITCH}=1, before that"

@@ -26,8 +26,8 @@ def stay_on_cpu() -> None:
     for name in TENSOR_TYPES:
         setattr(torch.cuda, f"{name}Tensor", getattr(torch, f"{name}Tensor"))
     setattr(torch.cuda, "device_count", _count_devices(torch.cuda.device_count))  # noqa: B010
-    setattr(torch.cuda, "set_device", _ignore)  # noqa: B010
-    setattr(torch.cuda, "synchronize", _ignore)  # noqa: B010
+    for name in ("set_device", "synchronize"):
+        setattr(torch.cuda, name, _ignored(getattr(torch.cuda, name)))
     torch.serialization.register_package(BEFORE_CUDA, _tag_nothing, _restore_on_cpu)
 
 
@@ -35,8 +35,14 @@ def _stay(self: Any, *_: Any, **__: Any) -> Any:
     return self
 
 
-def _ignore(*_: Any, **__: Any) -> None:
-    return None
+def _ignored(function: Callable[..., Any]) -> Callable[..., None]:
+    """Give a function that does nothing, another one each time, as TorchDynamo demands."""
+
+    @functools.wraps(function)
+    def nothing(*_: Any, **__: Any) -> None:
+        return None
+
+    return nothing
 
 
 def _to_cpu(to: Callable[..., Any]) -> Callable[..., Any]:

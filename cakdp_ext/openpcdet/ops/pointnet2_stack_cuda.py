@@ -229,27 +229,16 @@ def vector_pool_wrapper(
     neighbor_type: int,
     pooling_type: int,
 ) -> int:
-    """Add up the features of the points in each cell around each query.
+    """Add up the features of the points in each of ``num_grid_x * num_grid_y * num_grid_z`` cells around each query.
 
-    Args:
-        support_xyz: ``(N, 3)`` metres.
-        xyz_cnt: ``(B,)``.
-        support_features: ``(N, C_in)``; channels that are C apart, C those of a cell, are added up.
-        new_xyz: ``(M, 3)`` metres.
-        new_xyz_cnt: ``(B,)``.
-        new_features: ``(M, cells * C)``, filled with sums.
-        new_local_xyz: ``(M, cells * 3)``, filled with sums of offsets where ``use_xyz``.
-        point_cnt_of_grid: ``(M, cells)`` int32, filled.
-        grouped_idxs: ``(num_max_sum_points, 3)`` int32, filled with as many (row, query, cell) as it can hold.
-        num_grid_x: cells along x, like ``num_grid_y`` and ``num_grid_z``.
-        num_grid_y: see ``num_grid_x``.
-        num_grid_z: see ``num_grid_x``.
-        max_distance: half the width of the cube, metres.
-        use_xyz: see ``new_local_xyz``.
-        num_max_sum_points: see ``grouped_idxs``.
-        num_samples: points of a query that count; 0 or less for all.
-        neighbor_type: 1 for a ball, else a cube.
-        pooling_type: 0 for all points of a cell; 1 for its first one, whose last C channels count.
+    Of ``support_features (N, C_in)``, channels that are C apart, C those of a cell, are added up. With ``pooling_type``
+    0 all points of a cell count; with 1 its first one does, with its last C channels. ``support_xyz (N, 3)``,
+    ``new_xyz (M, 3)``, ``max_distance``, ``num_samples`` and ``neighbor_type`` are those of
+    :func:`query_stacked_local_neighbor_idxs_wrapper_stack`; the cube around a query is ``2 * max_distance`` wide.
+
+    Filled are ``new_features (M, cells * C)`` with sums, where ``use_xyz`` ``new_local_xyz (M, cells * 3)`` with sums
+    of offsets, ``point_cnt_of_grid (M, cells)`` int32, and ``grouped_idxs (num_max_sum_points, 3)`` int32 with as many
+    (row, query, cell) as it can hold.
 
     Returns:
         How many (row, query, cell) there are.

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-DENSE_LIMIT = 1 << 20
-"""Point-region pairs tested at once."""
+from cakdp_ext.ops.reference.points import boxes_hold
+from cakdp_ext.ops.reference.stacked import blocks_of_pairs, squared_distances
 
 Lists = tuple[Tensor, Tensor, Tensor]
 
@@ -28,7 +28,7 @@ def neighbors_in_boxes(
     Returns:
         start ``(M,)``, length ``(M,)`` and index ``(T,)``, int64.
     """
-    return _search(points, point_counts, boxes, box_counts, max_points, _in_boxes)
+    return _search(points, point_counts, boxes, box_counts, max_points, boxes_hold)
 
 
 def neighbors_in_balls(
@@ -48,10 +48,10 @@ def neighbors_in_balls(
         start ``(M,)``, length ``(M,)`` and index ``(T,)``, int64.
     """
 
-    def in_balls(cloud: Tensor, middles: Tensor) -> Tensor:
-        return (cloud - middles[:, None]).square().sum(2) <= radius * radius
+    def balls_hold(middles: Tensor, cloud: Tensor) -> Tensor:
+        return squared_distances(middles, cloud) <= radius * radius
 
-    return _search(points, point_counts, centers, center_counts, max_points, in_balls)
+    return _search(points, point_counts, centers, center_counts, max_points, balls_hold)
 
 
 def three_nn_local(
@@ -74,7 +74,7 @@ def three_nn_local(
     nearest = torch.full_like(distance_squared, -1, dtype=torch.int64)
     for m, (begin, count) in enumerate(zip(start.tolist(), length.tolist(), strict=True)):
         rows = index[begin : begin + max(0, count)]
-        distances = (points[rows] - centers[m][:, None]).square().sum(2).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        distances = squared_distances(centers[m], points[rows]).nan_to_num(nan=torch.inf, posinf=torch.inf)
         distances, order = distances.sort(dim=1, stable=True)
         found = min(3, len(rows))
         distance_squared[m, :, :found] = distances[:, :found]
@@ -97,28 +97,15 @@ def _search(
     regions: Tensor,
     region_counts: Tensor,
     max_points: int,
-    holds: Callable[[Tensor, Tensor], Tensor],
+    hold: Callable[[Tensor, Tensor], Tensor],
 ) -> Lists:
     length = torch.zeros(len(regions), dtype=torch.int64, device=points.device)
     found = [length[:0]]
-    first_point = first_region = 0
-    for num_points, num_regions in zip(point_counts.tolist(), region_counts.tolist(), strict=True):
-        cloud = points[first_point : first_point + num_points]
-        for part in torch.arange(first_region, first_region + num_regions).split(
-            max(1, DENSE_LIMIT // (1 + len(cloud)))
-        ):
-            held = holds(cloud, regions[part]) & cloud.isfinite().all(1) & regions[part].isfinite().all(1)[:, None]
-            if max_points >= 0:
-                held &= held.cumsum(1) <= max_points
-            length[part] = held.sum(1)
-            found.append(held.nonzero()[:, 1] + first_point)
-        first_point, first_region = first_point + num_points, first_region + num_regions
+    for part, rows in blocks_of_pairs(region_counts, point_counts):
+        some, cloud = regions[part], points[rows]
+        held = hold(some, cloud) & cloud.isfinite().all(1) & some.isfinite().all(1)[:, None]
+        if max_points >= 0:
+            held &= held.cumsum(1) <= max_points
+        length[part] = held.sum(1)
+        found.append(held.nonzero()[:, 1] + rows.start)
     return length.cumsum(0) - length, length, torch.cat(found)
-
-
-def _in_boxes(cloud: Tensor, boxes: Tensor) -> Tensor:
-    x, y, z = (cloud - boxes[:, None, :3]).unbind(-1)
-    cos, sin = torch.cos(boxes[:, 6:]), torch.sin(boxes[:, 6:])
-    half = boxes[:, None, 3:6] / 2
-    inside = ((x * cos + y * sin).abs() <= half[..., 0]) & ((y * cos - x * sin).abs() <= half[..., 1])
-    return inside & (z.abs() <= half[..., 2]) & (half > 0).all(2)

@@ -29,11 +29,16 @@ def points_in_boxes(points: Tensor, boxes: Tensor) -> Tensor:
     return holder
 
 
+def boxes_hold(boxes: Tensor, points: Tensor) -> Tensor:
+    """Return ``(M, N)`` bool, which of the boxes ``(M, 7)`` holds which of the points ``(N, 3)``, faces included."""
+    x, y, z = (points - boxes[:, None, :3]).unbind(-1)
+    cos, sin = torch.cos(boxes[:, 6:]), torch.sin(boxes[:, 6:])
+    half = boxes[:, None, 3:6] / 2
+    inside = ((x * cos + y * sin).abs() <= half[..., 0]) & ((y * cos - x * sin).abs() <= half[..., 1])
+    return inside & (z.abs() <= half[..., 2]) & (half > 0).all(2)
+
+
 def _first_box(points: Tensor, boxes: Tensor) -> Tensor:
-    x, y, z = (points[:, None] - boxes[:, :3]).unbind(-1)
-    cos, sin = torch.cos(boxes[:, 6]), torch.sin(boxes[:, 6])
-    half = boxes[:, 3:6] / 2
-    inside = ((x * cos + y * sin).abs() <= half[:, 0]) & ((y * cos - x * sin).abs() <= half[:, 1])
-    inside &= (z.abs() <= half[:, 2]) & (half > 0).all(1)
-    first = inside.to(torch.uint8).argmax(1)
-    return torch.where(inside.any(1), first, torch.full_like(first, -1))
+    inside = boxes_hold(boxes, points)
+    first = inside.to(torch.uint8).argmax(0)
+    return torch.where(inside.any(0), first, torch.full_like(first, -1))

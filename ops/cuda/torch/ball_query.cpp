@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "checks/ball_query.h"
-#include "cloud_starts.h"
 #include "device.h"
+#include "frame_starts.h"
 
 namespace cakdp {
 namespace {
@@ -23,8 +23,10 @@ Answers ball_query(const at::Tensor& xyz, const at::Tensor& counts, const at::Te
     check_ball_query(xyz, counts, new_xyz, new_counts, radii, num_samples);
     const CurrentStream stream(xyz);
     const at::Tensor points = xyz.t().contiguous(), queries = new_xyz.contiguous();
-    const at::Tensor starts = cloud_starts(counts, xyz.size(0));
-    const at::Tensor query_starts = cloud_starts(new_counts, new_xyz.size(0));
+    const at::Tensor starts = frame_starts(counts, xyz.size(0));
+    const at::Tensor query_starts = frame_starts(new_counts, new_xyz.size(0));
+    const Stacks stacks{starts.const_data_ptr<int64_t>(), query_starts.const_data_ptr<int64_t>(), counts.size(0),
+                        xyz.size(0), new_xyz.size(0)};
     std::vector<at::Tensor> index, empty;
     for (const int64_t number : num_samples) {
         index.push_back(at::empty({new_xyz.size(0), number}, counts.options()));
@@ -41,9 +43,8 @@ Answers ball_query(const at::Tensor& xyz, const at::Tensor& counts, const at::Te
                 balls.index[balls.count] = index[i].mutable_data_ptr<int64_t>();
                 balls.empty[balls.count] = empty[i].mutable_data_ptr<bool>();
             }
-            ball_query_cuda(points.const_data_ptr<scalar_t>(), starts.const_data_ptr<int64_t>(),
-                            queries.const_data_ptr<scalar_t>(), query_starts.const_data_ptr<int64_t>(), xyz.size(0),
-                            new_xyz.size(0), counts.size(0), balls, stream);
+            ball_query_cuda(points.const_data_ptr<scalar_t>(), queries.const_data_ptr<scalar_t>(), stacks, balls,
+                            stream);
         }
     });
     return {index, empty};

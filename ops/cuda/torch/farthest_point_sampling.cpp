@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "checks/farthest_point_sampling.h"
-#include "cloud_starts.h"
 #include "device.h"
+#include "frame_starts.h"
 
 namespace cakdp {
 namespace {
@@ -35,7 +35,7 @@ at::Tensor farthest_point_sampling(const at::Tensor& xyz, const at::Tensor& coun
     if (total == 0 || xyz.size(0) == 0) return at::full({total}, -1, counts.options());
     const at::Tensor positions = xyz.contiguous(), finite = positions.nan_to_num(0, 0, 0);
     const at::Tensor low = finite.amin(0), high = finite.amax(0);
-    const at::Tensor starts = cloud_starts(counts, xyz.size(0)), first_sample = sample_starts(counts, num_samples);
+    const at::Tensor starts = frame_starts(counts, xyz.size(0)), first_sample = sample_starts(counts, num_samples);
     at::Tensor keys = at::empty({xyz.size(0)}, counts.options()), chosen = at::empty({total}, counts.options());
     AT_DISPATCH_FLOATING_TYPES(xyz.scalar_type(), "farthest_point_sampling", [&] {
         curve_keys_cuda(positions.const_data_ptr<scalar_t>(), low.const_data_ptr<scalar_t>(),

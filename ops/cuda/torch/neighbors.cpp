@@ -10,6 +10,7 @@
 
 #include "checks/neighbors.h"
 #include "device.h"
+#include "frame_starts.h"
 
 namespace cakdp {
 namespace {
@@ -20,15 +21,15 @@ template <typename T>
 ListsOfRegions find_neighbors(const at::Tensor& points, const Regions<T>& regions, const Stacks& stacks,
                               int64_t max_points, const at::TensorOptions& indices) {
     const CurrentStream stream(points);
-    const int64_t chunks = neighbor_chunks(stacks.num_regions, stacks.num_points);
+    const int64_t chunks = neighbor_chunks(stacks.num_queries, stacks.num_points);
     const T* xyz = points.const_data_ptr<T>();
-    at::Tensor counts = at::empty({stacks.num_regions, chunks}, indices);
+    at::Tensor counts = at::empty({stacks.num_queries, chunks}, indices);
     count_neighbors_cuda(xyz, regions, stacks, chunks, counts.mutable_data_ptr<int64_t>(), stream);
     const at::Tensor until = chunks > 1 ? counts.cumsum(1) : counts;
     const at::Tensor before = until - counts, held = until.select(1, chunks - 1);
     const at::Tensor length = max_points < 0 ? held.contiguous() : held.clamp_max(max_points).contiguous();
     const at::Tensor ends = length.cumsum(0), start = ends - length;
-    const int64_t total = stacks.num_regions > 0 ? ends[stacks.num_regions - 1].item<int64_t>() : 0;
+    const int64_t total = stacks.num_queries > 0 ? ends[stacks.num_queries - 1].item<int64_t>() : 0;
     at::Tensor index = at::empty({total}, indices);
     if (total > 0)
         list_neighbors_cuda(xyz, regions, stacks, chunks, before.const_data_ptr<int64_t>(),
@@ -40,25 +41,26 @@ ListsOfRegions find_neighbors(const at::Tensor& points, const Regions<T>& region
 ListsOfRegions find(const at::Tensor& points, const at::Tensor& point_counts, const at::Tensor& numbers,
                     const at::Tensor& region_counts, double radius, bool is_ball, int64_t max_points) {
     const at::Tensor positions = points.contiguous(), rows = numbers.contiguous();
-    const at::Tensor of_points = point_counts.contiguous(), of_regions = region_counts.contiguous();
-    const Stacks stacks{of_points.const_data_ptr<int64_t>(), of_regions.const_data_ptr<int64_t>(), of_points.size(0),
-                        positions.size(0), rows.size(0)};
+    const at::Tensor point_starts = frame_starts(point_counts, points.size(0));
+    const at::Tensor region_starts = frame_starts(region_counts, numbers.size(0));
+    const Stacks stacks{point_starts.const_data_ptr<int64_t>(), region_starts.const_data_ptr<int64_t>(),
+                        point_counts.size(0), points.size(0), numbers.size(0)};
     return AT_DISPATCH_FLOATING_TYPES(points.scalar_type(), "neighbors", [&] {
         const Regions<scalar_t> regions{rows.const_data_ptr<scalar_t>(), static_cast<scalar_t>(radius * radius),
                                         is_ball};
-        return find_neighbors(positions, regions, stacks, max_points, of_points.options());
+        return find_neighbors(positions, regions, stacks, max_points, point_counts.options());
     });
 }
 
 ListsOfRegions neighbors_in_boxes(const at::Tensor& points, const at::Tensor& point_counts, const at::Tensor& boxes,
                                   const at::Tensor& box_counts, int64_t max_points) {
-    check_stacks(points, point_counts, boxes, box_counts, 7, "boxes");
+    check_neighbors_in_boxes(points, point_counts, boxes, box_counts);
     return find(points, point_counts, boxes, box_counts, 0, false, max_points);
 }
 
 ListsOfRegions neighbors_in_balls(const at::Tensor& points, const at::Tensor& point_counts, const at::Tensor& centers,
                                   const at::Tensor& center_counts, double radius, int64_t max_points) {
-    check_stacks(points, point_counts, centers, center_counts, 3, "centers");
+    check_neighbors_in_balls(points, point_counts, centers, center_counts);
     return find(points, point_counts, centers, center_counts, radius, true, max_points);
 }
 

@@ -8,8 +8,8 @@
 #include <tuple>
 
 #include "checks/three_nn.h"
-#include "cloud_starts.h"
 #include "device.h"
+#include "frame_starts.h"
 
 namespace cakdp {
 namespace {
@@ -19,15 +19,15 @@ std::tuple<at::Tensor, at::Tensor> three_nn(const at::Tensor& unknown, const at:
     check_three_nn(unknown, unknown_counts, known, known_counts);
     const CurrentStream stream(unknown);
     const at::Tensor queries = unknown.contiguous(), points = known.t().contiguous();
-    const at::Tensor unknown_starts = cloud_starts(unknown_counts, unknown.size(0));
-    const at::Tensor known_starts = cloud_starts(known_counts, known.size(0));
+    const at::Tensor unknown_starts = frame_starts(unknown_counts, unknown.size(0));
+    const at::Tensor known_starts = frame_starts(known_counts, known.size(0));
+    const Stacks stacks{known_starts.const_data_ptr<int64_t>(), unknown_starts.const_data_ptr<int64_t>(),
+                        known_counts.size(0), known.size(0), unknown.size(0)};
     at::Tensor distances = at::empty({unknown.size(0), 3}, unknown.options());
     at::Tensor index = at::empty({unknown.size(0), 3}, unknown_counts.options());
     AT_DISPATCH_FLOATING_TYPES(unknown.scalar_type(), "three_nn", [&] {
-        three_nn_cuda(queries.const_data_ptr<scalar_t>(), unknown_starts.const_data_ptr<int64_t>(),
-                      points.const_data_ptr<scalar_t>(), known_starts.const_data_ptr<int64_t>(), unknown.size(0),
-                      known.size(0), unknown_counts.size(0), distances.mutable_data_ptr<scalar_t>(),
-                      index.mutable_data_ptr<int64_t>(), stream);
+        three_nn_cuda(queries.const_data_ptr<scalar_t>(), points.const_data_ptr<scalar_t>(), stacks,
+                      distances.mutable_data_ptr<scalar_t>(), index.mutable_data_ptr<int64_t>(), stream);
     });
     return {distances, index};
 }

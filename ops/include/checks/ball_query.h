@@ -7,10 +7,7 @@ namespace cakdp {
 
 inline void check_ball_query(const at::Tensor& xyz, const at::Tensor& counts, const at::Tensor& new_xyz,
                              const at::Tensor& new_counts, at::ArrayRef<double> radii, at::IntArrayRef num_samples) {
-    check_stacked(xyz, counts, "xyz", "counts");
-    check_stacked(new_xyz, new_counts, "new_xyz", "new_counts");
-    check_alike({xyz, new_xyz}, "xyz and new_xyz");
-    check_shape(new_counts, {counts.size(0)}, "new_counts");
+    check_stacks({xyz, counts, "xyz", "counts"}, {new_xyz, new_counts, "new_xyz", "new_counts"});
     TORCH_CHECK_VALUE(!radii.empty() && radii.size() == num_samples.size(),
                       "ball_query needs as many num_samples as radii, at least one, got ", num_samples.size(), " and ",
                       radii.size());

@@ -7,7 +7,7 @@ namespace cakdp {
 
 inline void check_farthest_point_sampling(const at::Tensor& xyz, const at::Tensor& counts,
                                           at::IntArrayRef num_samples) {
-    check_stacked(xyz, counts, "xyz", "counts");
+    check_stack({xyz, counts, "xyz", "counts"});
     TORCH_CHECK_VALUE(static_cast<int64_t>(num_samples.size()) == counts.size(0),
                       "num_samples must be one number a "
                       "cloud, got ",

@@ -1,20 +1,19 @@
 // What the searches for the points of regions refuse on every device, and what they give when asked for them.
 #pragma once
 
-#include "tensor_checks.h"
+#include "stacked_checks.h"
 
 namespace cakdp {
 
-inline void check_stacks(const at::Tensor& points, const at::Tensor& point_counts, const at::Tensor& regions,
-                         const at::Tensor& region_counts, int64_t numbers, const char* name) {
-    check_shape(points, {-1, 3}, "points");
-    check_shape(regions, {-1, numbers}, name);
-    check_shape(point_counts, {-1}, "point_counts");
-    check_shape(region_counts, {point_counts.size(0)}, "region_counts");
-    check_dtype(point_counts, at::kLong, "point_counts");
-    check_dtype(region_counts, at::kLong, "region_counts");
-    check_alike({points, regions}, "points and regions");
-    check_alike({points, point_counts, region_counts}, "points and counts", false);
+inline void check_neighbors_in_boxes(const at::Tensor& points, const at::Tensor& point_counts, const at::Tensor& boxes,
+                                     const at::Tensor& box_counts) {
+    check_stacks({points, point_counts, "points", "point_counts"}, {boxes, box_counts, "boxes", "box_counts", 7});
+}
+
+inline void check_neighbors_in_balls(const at::Tensor& points, const at::Tensor& point_counts,
+                                     const at::Tensor& centers, const at::Tensor& center_counts) {
+    check_stacks({points, point_counts, "points", "point_counts"},
+                 {centers, center_counts, "centers", "center_counts"});
 }
 
 // Lists of neighbours, one a region: where each starts in index, and how long it is.

@@ -1,16 +1,17 @@
-// Frames that lie one after another in one tensor.
+// Where the frames of a stacked tensor begin.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
-#include <algorithm>
 #include <vector>
+
+#include "frames.h"
 
 namespace cakdp {
 
 // Where each frame begins and the last one ends: one number more than counts, which must add up to total.
-inline std::vector<int64_t> cloud_starts(const at::Tensor& counts, int64_t total, const char* name) {
+inline std::vector<int64_t> frame_starts(const at::Tensor& counts, int64_t total, const char* name) {
     const at::Tensor values = counts.contiguous();
     std::vector<int64_t> starts{0};
     for (int64_t i = 0; i < values.numel(); ++i) {
@@ -24,8 +25,8 @@ inline std::vector<int64_t> cloud_starts(const at::Tensor& counts, int64_t total
 }
 
 // The frame of a row below the last start.
-inline int64_t cloud_of(const std::vector<int64_t>& starts, int64_t row) {
-    return std::upper_bound(starts.begin() + 1, starts.end() - 1, row) - starts.begin() - 1;
+inline int64_t frame_of(const std::vector<int64_t>& starts, int64_t row) {
+    return frame_of(starts.data(), static_cast<int64_t>(starts.size()) - 1, row);
 }
 
 }  // namespace cakdp

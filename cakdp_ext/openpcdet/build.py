@@ -1,0 +1,52 @@
+"""A detector of OpenPCDet's for our engine: built without its data set, scored, cut and measured outside its loops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from easydict import EasyDict
+from pcdet.models import detectors
+from torch import nn
+
+from cakdp_ext.config import ConfigError
+from cakdp_ext.openpcdet.faces import with_faces
+from cakdp_ext.openpcdet.registration import register_all
+from cakdp_ext.types import LidarGeometry
+
+
+def build_detector(model_cfg: Mapping[str, Any], class_names: Sequence[str], geometry: LidarGeometry) -> nn.Module:
+    """Build the full network that MODEL describes, with fresh weights; whoever calls cuts and teaches it.
+
+    Args:
+        model_cfg: MODEL's mapping; never changed.
+        class_names: classes by label.
+        geometry: range and voxel grid of the points.
+
+    Raises:
+        ConfigError: for a detector that OpenPCDet does not know.
+    """
+    register_all()
+    tree = EasyDict({key: deepcopy(value) for key, value in model_cfg.items() if key not in ("PRUNING", "DISTILL")})
+    known = detectors.__all__
+    if tree.get("NAME") not in known:
+        raise ConfigError(f"OpenPCDet has no detector {tree.get('NAME')!r}; it has {', '.join(known)}")
+    dataset = as_dataset(class_names, geometry)
+    model: nn.Module = with_faces(known[tree.NAME])(model_cfg=tree, num_class=len(class_names), dataset=dataset)
+    return model
+
+
+def as_dataset(class_names: Sequence[str], geometry: LidarGeometry) -> SimpleNamespace:
+    """Give what OpenPCDet's detectors read from their data set when they are built."""
+    return SimpleNamespace(
+        class_names=list(class_names),
+        training=False,
+        point_feature_encoder=SimpleNamespace(num_point_features=geometry.num_point_features),
+        grid_size=np.array(geometry.grid_size),
+        point_cloud_range=np.array(geometry.point_cloud_range, dtype=np.float32),
+        voxel_size=list(geometry.voxel_size),
+        depth_downsample_factor=None,
+    )

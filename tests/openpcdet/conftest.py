@@ -1,0 +1,78 @@
+"""A stock checkout of OpenPCDet, and programs that run it on CPU in processes of their own."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = Path(__file__).resolve().parent / "programs"
+MARK = "RESULT "
+"""What begins the lines that a program wants to be read."""
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """Folder that holds ``pcdet`` and ``tools``; never written to."""
+    named = os.environ.get("OPENPCDET_ROOT")
+    if named:
+        return Path(named).resolve()
+    found = importlib.util.find_spec("pcdet")
+    if found is None or found.origin is None:
+        pytest.skip("OpenPCDet is not here; install it or set OPENPCDET_ROOT to a checkout")
+    return Path(found.origin).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def environment(checkout):
+    """Environment of a process that runs OpenPCDet on CPU with this tree's package."""
+    pytest.importorskip("spconv")
+    path = os.pathsep.join([str(ROOT), str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])])
+    wanted = {"CAKDP_OPENPCDET_CPU": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return {**os.environ, **wanted, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
+
+
+@pytest.fixture(scope="session")
+def run_program(checkout, environment):
+    """``run_program(name, *arguments, launcher=(), **variables)`` -> what it printed as results, and all it printed."""
+
+    def run(name, *arguments, launcher=(), **variables):
+        command = [sys.executable, *launcher, str(PROGRAMS / name), str(checkout), *map(str, arguments)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={**environment, **variables}, cwd=ROOT, timeout=600
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+        lines = [line.removeprefix(MARK) for line in done.stdout.splitlines() if line.startswith(MARK)]
+        return [json.loads(line) for line in lines], done.stdout + done.stderr
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def raw_kitti(real_kitti, tmp_path_factory):
+    """All real frames as train and as val split, without infos: folders of links and lists."""
+    folder = tmp_path_factory.mktemp("kitti")
+    (folder / "training").mkdir()
+    (folder / "testing").mkdir()
+    for part in (real_kitti / "training").iterdir():
+        (folder / "training" / part.name).symlink_to(part, target_is_directory=True)
+    lists = folder / "ImageSets"
+    lists.mkdir()
+    ids = sorted(path.stem for path in (real_kitti / "training" / "velodyne").iterdir())
+    for split in ("train", "val"):
+        (lists / f"{split}.txt").write_text("".join(f"{frame}\n" for frame in ids))
+    (lists / "test.txt").write_text("")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def kitti(raw_kitti, run_program):
+    """``raw_kitti`` with infos and the database of objects, made by OpenPCDet's own program."""
+    run_program("make_infos.py", raw_kitti)
+    return raw_kitti
