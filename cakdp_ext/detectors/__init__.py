@@ -6,7 +6,7 @@ from cakdp_ext.detectors.build import build_detector
 from cakdp_ext.detectors.dense_heads import AnchorHeadSingle, AnchorHeadSingleIoU, HeadOutput
 from cakdp_ext.detectors.first_stage import FirstStage, FirstStageOutput
 from cakdp_ext.detectors.map_to_bev import HeightCompression
-from cakdp_ext.detectors.second import SECONDNet
+from cakdp_ext.detectors.one_stage import SECONDNet
 from cakdp_ext.detectors.sparse import synchronise_batch_norm
 from cakdp_ext.detectors.voxel_features import MeanVFE
 from cakdp_ext.detectors.voxel_rcnn import VoxelRCNN

@@ -15,9 +15,10 @@ from cakdp_ext.detectors import losses
 from cakdp_ext.detectors.anchors import anchor_grid
 from cakdp_ext.detectors.box_coder import ResidualCoder
 from cakdp_ext.detectors.dense_head_config import AnchorHeadConfig, AnchorHeadIoUConfig
+from cakdp_ext.detectors.post_processing import PostProcessingConfig, detect
 from cakdp_ext.detectors.registry import DENSE_HEADS
 from cakdp_ext.detectors.target_assigner import AnchorTargets, AxisAlignedTargetAssigner
-from cakdp_ext.types import Batch, DensePredictions, LidarGeometry, PredictionSites
+from cakdp_ext.types import Batch, DensePredictions, Detections, LidarGeometry, PredictionSites
 
 PRIOR_PROBABILITY = 0.01
 """What a fresh head says of every anchor, so that the many that see nothing do not drown the first steps."""
@@ -54,6 +55,8 @@ class AnchorHeadSingle(nn.Module):
     """
 
     Config: type[AnchorHeadConfig] = AnchorHeadConfig
+    PostProcessing = PostProcessingConfig
+    has_iou_branch = False
     anchors: Tensor
     centers: Tensor
     code_weights: Tensor
@@ -129,6 +132,10 @@ class AnchorHeadSingle(nn.Module):
             )
         return DensePredictions(output.cls_logits, boxes, output.iou_logits)
 
+    def detect(self, output: HeadOutput, config: PostProcessingConfig) -> list[Detections]:
+        """Apply the IoU refinement, the score threshold and NMS to what was decoded."""
+        return detect(self.decode(output), config)
+
     def losses(self, output: HeadOutput, batch: Batch) -> dict[str, Tensor]:
         """Compare the raw maps with the objects of a batch.
 
@@ -178,6 +185,7 @@ class AnchorHeadSingleIoU(AnchorHeadSingle):
     """
 
     Config = AnchorHeadIoUConfig
+    has_iou_branch = True
     config: AnchorHeadIoUConfig
 
     def __init__(

@@ -45,20 +45,16 @@ class NMSConfig:
 
 
 @dataclass(frozen=True)
-class PostProcessingConfig:
-    """Keys of MODEL.POST_PROCESSING.
+class CommonPostProcessing:
+    """Keys of MODEL.POST_PROCESSING that do not depend on the dense head.
 
     Attributes:
-        score_thresh: lowest score of a detection, None for no limit.
-        nms_config: how overlapping boxes are thinned out.
         iou_refinement: what the IoU branch does; by default, its mask where there is a branch.
         recall_thresh_list: IoUs at which the engine counts recalled objects.
         eval_metric: which metric the engine computes; kitti.
         output_raw_score: must be False: detections have scores in [0, 1].
     """
 
-    score_thresh: float | None = 0.1
-    nms_config: NMSConfig = field(default_factory=NMSConfig)
     iou_refinement: IoURefinement | None = None
     recall_thresh_list: tuple[float, ...] = (0.3, 0.5, 0.7)
     eval_metric: str = "kitti"
@@ -69,6 +65,19 @@ class PostProcessingConfig:
             raise ValueError("OUTPUT_RAW_SCORE must be False; detections have scores in [0, 1]")
         if self.eval_metric != "kitti":
             raise ValueError(f"EVAL_METRIC must be kitti, the only metric there is, got {self.eval_metric!r}")
+
+
+@dataclass(frozen=True)
+class PostProcessingConfig(CommonPostProcessing):
+    """Keys of MODEL.POST_PROCESSING where boxes are thinned out behind the dense head.
+
+    Attributes:
+        score_thresh: lowest score of a detection, None for no limit.
+        nms_config: how overlapping boxes are thinned out.
+    """
+
+    score_thresh: float | None = 0.1
+    nms_config: NMSConfig = field(default_factory=NMSConfig)
 
 
 @torch.no_grad()

@@ -64,7 +64,7 @@ def slow_detect(boxes, scores, allowed, config: PostProcessingConfig) -> list[tu
 @pytest.mark.parametrize("nms_type", ["nms_gpu", "nms_normal_gpu"])
 @pytest.mark.parametrize(("pre", "post"), [(4096, 500), (15, 4)])
 def test_detections_agree_with_a_slow_reference(is_multi_class, nms_type, pre, post):
-    config = PostProcessingConfig(0.1, NMSConfig(is_multi_class, nms_type, 0.25, pre, post))
+    config = PostProcessingConfig(score_thresh=0.1, nms_config=NMSConfig(is_multi_class, nms_type, 0.25, pre, post))
     given = predictions()
     for frame, detections in enumerate(detect(given, config)):
         scores = given.cls_logits[frame].sigmoid().tolist()
@@ -98,7 +98,7 @@ def test_an_iou_branch_masks_unless_told_otherwise():
 
 def test_rescoring_ranks_by_both():
     given = predictions(has_iou=True)
-    config = PostProcessingConfig(0.1, NMSConfig(nms_thresh=0.25), IoURefinement("rescore", power=0.5))
+    config = PostProcessingConfig(IoURefinement("rescore", power=0.5), nms_config=NMSConfig(nms_thresh=0.25))
     scores = (given.cls_logits[0].sigmoid() * given.iou_logits[0].sigmoid()).sqrt()
     expected = slow_detect(given.boxes[0].tolist(), scores.tolist(), [True] * SCENE, config)
     torch.testing.assert_close(detect(given, config)[0].scores, torch.tensor([score for score, *_ in expected]))
@@ -115,7 +115,7 @@ def test_nothing_above_the_threshold_gives_empty_tensors():
 
 def test_without_a_threshold_even_the_worst_box_counts():
     given = predictions(1)
-    config = PostProcessingConfig(None, NMSConfig(nms_thresh=1.0))
+    config = PostProcessingConfig(score_thresh=None, nms_config=NMSConfig(nms_thresh=1.0))
     assert len(detect(given, config)[0].scores) == SCENE
 
 
