@@ -1,7 +1,7 @@
 """What sees objects? The built-in engine's detectors, compatible with OpenPCDet's configurations and checkpoints."""
 
 from cakdp_ext.detectors.backbones_2d import BaseBEVBackbone
-from cakdp_ext.detectors.backbones_3d import BackboneFeatures, VoxelBackBone8x
+from cakdp_ext.detectors.backbones_3d import BackboneFeatures, VoxelBackBone8x, VoxelResBackBone8x
 from cakdp_ext.detectors.build import build_detector
 from cakdp_ext.detectors.dense_heads import AnchorHeadSingle, AnchorHeadSingleIoU, HeadOutput
 from cakdp_ext.detectors.first_stage import FirstStage, FirstStageOutput
@@ -24,6 +24,7 @@ __all__ = [
     "SECONDNet",
     "VoxelBackBone8x",
     "VoxelRCNN",
+    "VoxelResBackBone8x",
     "build_detector",
     "synchronise_batch_norm",
 ]
