@@ -222,9 +222,9 @@ class AnchorHeadSingleIoU(AnchorHeadSingle):
         )
 
 
-def start_from_prior(conv: nn.Conv2d) -> None:
-    """Set a convolution's bias so that the sigmoid of its output starts near ``PRIOR_PROBABILITY``.
+def start_from_prior(conv: nn.Conv2d, prior: float = PRIOR_PROBABILITY) -> None:
+    """Set a convolution's bias so that the sigmoid of its output starts near ``prior``.
 
     Source: Lin et al., Focal Loss for Dense Object Detection (2017), section 4.1.
     """
-    nn.init.constant_(conv.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))  # type: ignore[arg-type]
+    nn.init.constant_(conv.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]
