@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 CERTAINTY = 1e-4
-"""Predicted scores count as being so far from 0 and 1, at least."""
+"""Predicted scores count as being so far from 0 and 1, at least; nearer ones get no gradient, as published."""
 
 
 def heatmap_loss(logits: Tensor, heatmap: Tensor) -> Tensor:
