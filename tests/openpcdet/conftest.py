@@ -45,6 +45,15 @@ def results_of(command, **variables):
 
 
 @pytest.fixture(scope="session")
+def environment(checkout):
+    """Environment of a process that runs OpenPCDet on CPU with this tree's package."""
+    pytest.importorskip("spconv")
+    path = os.pathsep.join([str(ROOT), str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])])
+    wanted = {"CAKDP_OPENPCDET_CPU": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return {**os.environ, **wanted, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
+
+
+@pytest.fixture(scope="session")
 def run_program(checkout):
     """``run_program(name, *arguments, launcher=(), **variables)`` runs a program on OpenPCDet: results, output."""
     pytest.importorskip("spconv")

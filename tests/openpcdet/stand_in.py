@@ -120,14 +120,28 @@ def main():
     else:
         model.load_params_from_file(filename=args.ckpt)
 """,
+    "tools/train_utils/__init__.py": "",
+    "tools/train_utils/train_utils.py": """
+import torch
+
+
+def save_checkpoint(state, filename="checkpoint"):
+    torch.save(state, f"{filename}.pth")
+
+
+def train_model(model, start_epoch, total_epochs, folder):
+    for number in range(start_epoch + 1, total_epochs + 1):
+        state = {"model_state": model.state_dict(), "it": 2 * number, "epoch": number, "version": "pcdet+0"}
+        save_checkpoint(state, filename=folder / f"checkpoint_epoch_{number}")
+""",
     "tools/train.py": """
 import _init_path
 import argparse
 from test import add_common, folder_of, record, repeat_eval_ckpt
 
-import torch
 from pcdet.config import cfg, cfg_from_yaml_file
 from pcdet.models import build_network
+from train_utils.train_utils import train_model
 
 
 def parse_config():
@@ -157,9 +171,7 @@ def main():
     record(folder, args, start=[it, epoch])
     if cfg.MODEL.get("FAILS"):
         raise ValueError("a fault of theirs")
-    for number in range(epoch + 1, args.epochs + 1):
-        state = {"model_state": model.state_dict(), "it": 2 * number, "epoch": number, "version": "pcdet+0"}
-        torch.save(state, folder / "ckpt" / f"checkpoint_epoch_{number}.pth")
+    train_model(model, epoch, args.epochs, folder / "ckpt")
     args.start_epoch = args.epochs
     repeat_eval_ckpt(model, None, args, folder, None, folder / "ckpt")
 """,

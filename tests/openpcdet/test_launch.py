@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import sys
 import time
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -104,6 +106,17 @@ def test_both_scripts_run_one_after_the_other(start, run):
     start("train")
     start("test", "--ckpt", str(run / "ckpt" / "checkpoint_epoch_2.pth"))
     assert start("test", "--eval_all")["args"]["eval_all"]
+
+
+def test_process_killed_while_it_saves_leaves_no_half_checkpoint(start, run, monkeypatch):
+    def killed(state, file):
+        Path(file).write_bytes(b"half")
+        raise SystemExit(9)
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(SystemExit):
+        start("train")
+    assert not glob.glob(str(run / "ckpt" / "*.pth"))
 
 
 def test_tests_after_training_end_without_waiting(start, run):
