@@ -12,7 +12,10 @@ from easydict import EasyDict
 
 from cakdp_ext.checkpoint import CheckpointError
 from cakdp_ext.config import ConfigError, load_config
+from cakdp_ext.engine.choice import OPENPCDET, engine_name
 from cakdp_ext.engine.runs import RunFolder
+from cakdp_ext.openpcdet.locate import openpcdet_root
+from cakdp_ext.openpcdet.resolve import resolve, with_data_path
 from cakdp_ext.types import MissingSpconvError
 
 USER_ERRORS = (ConfigError, CheckpointError, MissingSpconvError, ValueError, OSError, FloatingPointError)
@@ -60,9 +63,17 @@ def load_request(args: argparse.Namespace) -> tuple[EasyDict, RunFolder]:
     Raises:
         ConfigError: for a YAML that does not describe a whole model.
     """
-    config = load_config(args.cfg, args.overrides)
+    config = _read(args.cfg, args.overrides)
     require_sections(config)
     return config, RunFolder.of(args.cfg, args.extra_tag, args.output_dir)
+
+
+def _read(cfg: str, overrides: Sequence[str]) -> EasyDict:
+    """Read a YAML; OpenPCDet's may lie, and have their bases and data, in its own folders."""
+    if engine_name() == OPENPCDET:
+        root = openpcdet_root()
+        return with_data_path(resolve(cfg, overrides, root), root)
+    return load_config(cfg, overrides)
 
 
 def require_sections(config: EasyDict) -> None:

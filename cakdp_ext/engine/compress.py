@@ -18,8 +18,10 @@ from cakdp_ext.checkpoint import find_checkpoint, read_checkpoint
 from cakdp_ext.config import ConfigError, dump_config, from_node
 from cakdp_ext.datasets import LidarDataset
 from cakdp_ext.engine.build import distill_config, load_source_config, restore_student
+from cakdp_ext.engine.choice import OPENPCDET, engine_name
 from cakdp_ext.engine.data import build_split, evaluation_loader, one_frame
 from cakdp_ext.engine.distributed import Workers, barrier
+from cakdp_ext.engine.drive import train_with_openpcdet
 from cakdp_ext.engine.evaluate import evaluate_detector
 from cakdp_ext.engine.measure import cost_frames, measure_cost
 from cakdp_ext.engine.prune import make_plan, require_made_with, required_pruning, score, unpruned_student
@@ -64,7 +66,10 @@ def compress(config: EasyDict, run: RunFolder, place: Workers, request: TrainReq
         _plan(config, run, Workers(0, 1, place.device), request.num_workers)
     barrier()
     plan = load_plan(required_pruning(config).plan or run.plan)
-    train(config, run, place, request)
+    if engine_name() == OPENPCDET:
+        train_with_openpcdet(config, run, request, place)
+    else:
+        train(config, run, place, request)
     contestants = list(_contestants(config, run, plan, dataset.geometry))
     rows = [_row(each, dataset, place, run, request.num_workers) for each in contestants]
     if not place.is_main:

@@ -7,6 +7,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from easydict import EasyDict
@@ -15,15 +16,18 @@ from cakdp_ext.checkpoint import find_checkpoint
 from cakdp_ext.config import ConfigError
 from cakdp_ext.engine.choice import BUILTIN, ENGINE, OPENPCDET, engine_name
 from cakdp_ext.engine.cli import command_parser, require_sections
+from cakdp_ext.engine.distributed import Workers, outside_group
 from cakdp_ext.engine.resume import newest_checkpoint, require_openpcdets, require_same_settings
 from cakdp_ext.engine.runs import LOG, RunFolder, logging_to
-from cakdp_ext.engine.train import plan_file
-from cakdp_ext.openpcdet.launch import Job, flags_of, launch
+from cakdp_ext.engine.train import TrainRequest, plan_file
+from cakdp_ext.openpcdet.launch import Job, flags_of, launch, require_openpcdet
 from cakdp_ext.openpcdet.locate import openpcdet_root
 from cakdp_ext.openpcdet.resolve import make_absolute, require_data, resolve
 from cakdp_ext.openpcdet.splits import hold_out, require_infos, split_config
 
 ROOT_FLAG = "--openpcdet_root"
+THEIR_SEED = 666
+"""What ``--fix_random_seed`` fixes."""
 
 
 def drives_openpcdet(argv: Sequence[str] | None) -> bool:
@@ -32,7 +36,7 @@ def drives_openpcdet(argv: Sequence[str] | None) -> bool:
     Args:
         argv: the arguments; None takes the process's.
     """
-    return engine_name() == OPENPCDET or (ENGINE not in os.environ and _root_flag(argv) is not None)
+    return engine_name() == OPENPCDET or (not os.environ.get(ENGINE) and _root_flag(argv) is not None)
 
 
 def drive(script: str, argv: Sequence[str] | None, description: str) -> None:
@@ -50,6 +54,7 @@ def drive(script: str, argv: Sequence[str] | None, description: str) -> None:
     args, words = _parse(script, argv, description)
     root = openpcdet_root(args.openpcdet_root)
     words = _for_openpcdet(words, root, script)
+    require_openpcdet(root)
     run = RunFolder.of(args.cfg, args.extra_tag, Path(args.output_dir).resolve())
     asked = resolve(args.cfg, args.overrides, root)
     require_sections(asked)
@@ -57,14 +62,50 @@ def drive(script: str, argv: Sequence[str] | None, description: str) -> None:
     require_data(config, root)
     is_main = _rank(words, os.environ) == 0
     with logging_to(run.path, f"cakdp_{script}", is_main):
-        config = (_prepare_training if script == "train" else _prepare_test)(config, run, args)
-        if is_main and script == "train":
-            if not _has(words, "--ckpt"):
-                require_same_settings(asked, run)
-            run.create(asked)
-        cfg_file = str(Path(config.CONFIG_FILE).resolve())
-        words = ["--cfg_file", cfg_file, "--extra_tag", args.extra_tag, *words]
-        launch(Job(root, script, config, run.path, words), lambda given: _adjust(given, run, script))
+        if script == "train":
+            _train(asked, run, root, words, is_main)
+        else:
+            _start(Job(root, script, _prepare_test(config, run, args), run.path, words), run)
+
+
+def train_with_openpcdet(config: EasyDict, run: RunFolder, request: TrainRequest, place: Workers) -> None:
+    """Train as a stage of our own engine, by OpenPCDet's script, to the last epoch; nothing is tested.
+
+    Args:
+        config: of ``load_request``.
+        run: where everything is kept.
+        request: of the training.
+        place: this process; it leaves its group for OpenPCDet's.
+
+    Raises:
+        ConfigError, CheckpointError: as :func:`drive`, and for a seed that OpenPCDet cannot take.
+    """
+    if request.seed != THEIR_SEED:
+        raise ConfigError(f"OpenPCDet's scripts know one seed, --seed {THEIR_SEED}; leave it out")
+    words = ["--fix_random_seed", "--workers", str(request.num_workers)]
+    words += ["--use_amp"] if request.use_amp else []
+    for flag, value in (("--epochs", request.epochs), ("--batch_size", request.batch_size)):
+        words += [] if value is None else [flag, str(value)]
+    root, absolute = openpcdet_root(), RunFolder(run.path.resolve())
+    require_openpcdet(root)
+    with outside_group(place):
+        _train(config, absolute, root, _for_openpcdet(words, root, "train"), place.is_main, tests=False)
+
+
+def _train(
+    asked: EasyDict, run: RunFolder, root: Path, words: Sequence[str], is_main: bool, *, tests: bool = True
+) -> None:
+    config = _prepare_training(make_absolute(asked, root), run)
+    if is_main:
+        if not _has(words, "--ckpt"):
+            require_same_settings(asked, run)
+        run.create(asked)
+    _start(Job(root, "train", config, run.path, words, tests), run)
+
+
+def _start(job: Job, run: RunFolder) -> None:
+    words = ["--cfg_file", str(Path(job.config.CONFIG_FILE).resolve()), "--extra_tag", run.path.name, *job.words]
+    launch(replace(job, words=words), lambda parsed: _adjust(parsed, run, job.script))
 
 
 def launcher_words(words: Sequence[str], environment: Mapping[str, str]) -> list[str]:
@@ -133,7 +174,7 @@ def _rank(words: Sequence[str], environment: Mapping[str, str]) -> int:
     return int(environment.get(variable, "0"))
 
 
-def _prepare_training(config: EasyDict, run: RunFolder, args: Namespace) -> EasyDict:
+def _prepare_training(config: EasyDict, run: RunFolder) -> EasyDict:
     plan = plan_file(config, run)
     if plan is not None:
         config.MODEL.PRUNING.PLAN = str(plan.resolve())

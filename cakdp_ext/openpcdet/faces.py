@@ -137,7 +137,7 @@ class DetectorFaces:
         if num_rois == 0:
             return rois.new_zeros(num_frames, 0, self.roi_head.num_class)
         data = dict(encoded.features)
-        data["rois"] = rois
+        data["rois"] = rois.contiguous()
         data["roi_scores"] = rois.new_zeros(num_frames, num_rois)
         data["roi_labels"] = torch.ones(num_frames, num_rois, dtype=torch.long, device=rois.device)
         data["has_class_labels"] = True

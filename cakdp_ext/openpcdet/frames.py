@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ from pcdet import datasets
 from cakdp_ext.config import ConfigError
 from cakdp_ext.openpcdet.batches import OpenPCDetBatch, to_batch
 from cakdp_ext.openpcdet.faces import geometry_of
+from cakdp_ext.openpcdet.locate import openpcdet_root
+from cakdp_ext.openpcdet.resolve import make_absolute
 from cakdp_ext.openpcdet.splits import require_infos, split_config
 from cakdp_ext.types import Batch, Detections, Evaluation, LidarGeometry
 
@@ -31,7 +32,7 @@ def build_split(config: Mapping[str, Any], split: str) -> OpenPCDetFrames:
         ConfigError: for an unknown data set, or a split without frames.
         FileNotFoundError: for an info file that is not there.
     """
-    tree = split_config(EasyDict(deepcopy(dict(config))), split)
+    tree = split_config(make_absolute(EasyDict(dict(config)), openpcdet_root()), split)
     require_infos(tree, "test")
     data_cfg = tree.DATA_CONFIG
     known = datasets.__all__

@@ -12,6 +12,8 @@ from cakdp_ext.checkpoint import find_checkpoint, load_weights, read_checkpoint
 from cakdp_ext.config import ConfigError, load_config
 from cakdp_ext.distillation import DistillConfig, FrozenTeacher
 from cakdp_ext.openpcdet.faces import geometry_of, with_faces
+from cakdp_ext.openpcdet.locate import root_if_any
+from cakdp_ext.openpcdet.resolve import places
 
 _VOXELIZERS = ("transform_points_to_voxels", "transform_points_to_voxels_placeholder")
 """The second only says how large the voxels are, for networks that sort the points themselves."""
@@ -29,7 +31,7 @@ def build_teacher(distill: DistillConfig, dataset: Any) -> FrozenTeacher:
             student's.
         CheckpointError: naming the first tensor of the checkpoint that does not fit.
     """
-    config = load_config(distill.teacher.cfg)
+    config = load_config(distill.teacher.cfg, search=places(root_if_any()))
     require_same_world(config, dataset)
     known = detectors.__all__
     name = config.MODEL.NAME
