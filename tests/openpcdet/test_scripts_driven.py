@@ -19,6 +19,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests" / "engine"))
 
+from processes import environment_of  # noqa: E402
 from tiny_world import NUM_HELD_OUT, STEPS, make_world  # noqa: E402
 
 from cakdp_ext.checkpoint import read_checkpoint, write_checkpoint  # noqa: E402
@@ -31,13 +32,12 @@ FORKS = [fork for fork in os.environ.get("CAKDP_OPENPCDET_FORKS", "").split(":")
 
 
 @pytest.fixture(scope="module", params=[None, *FORKS], ids=lambda fork: Path(fork).name if fork else "OpenPCDet")
-def world(request, tmp_path_factory, checkout, environment):
+def world(request, tmp_path_factory, checkout):
     """A tiny world and the variables of commands on it."""
     made = make_world(tmp_path_factory.mktemp("world"))
     root = request.param or str(checkout)
-    path = os.pathsep.join([str(ROOT), root])
-    variables = {**environment, "CAKDP_ENGINE": "openpcdet", "OPENPCDET_ROOT": root, "PYTHONPATH": path}
-    return made, {**variables, "PYTHON": sys.executable}
+    asked = {"CAKDP_ENGINE": "openpcdet", "OPENPCDET_ROOT": root, "CAKDP_OPENPCDET_CPU": "1"}
+    return made, environment_of(**asked, PYTHON=sys.executable)
 
 
 def words_of(world, name, tag, *words):
