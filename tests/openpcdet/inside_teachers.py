@@ -13,8 +13,9 @@ from cakdp_ext.checkpoint import CheckpointError, write_checkpoint
 from cakdp_ext.config import ConfigError, ModelSource, dump_config
 from cakdp_ext.distillation import DistillConfig, FrozenTeacher
 from cakdp_ext.openpcdet.batches import to_batch, to_batch_dict
+from cakdp_ext.openpcdet.build import build_detector
 from cakdp_ext.openpcdet.dense import decode
-from cakdp_ext.openpcdet.faces import with_faces
+from cakdp_ext.openpcdet.faces import geometry_of, with_faces
 from cakdp_ext.openpcdet.teacher import build_teacher
 from cakdp_ext.types import TwoStageTeacher
 
@@ -176,6 +177,14 @@ def test_a_detector_without_two_stages_is_refused(name, lacks, frames, tmp_path)
         model.encode(frames)
     with pytest.raises(ConfigError, match=lacks):
         build_teacher(teacher_of(config, model, tmp_path), dataset())
+
+
+def test_a_detector_for_the_engine_is_where_its_anchors_are(monkeypatch):
+    moved = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.nn.Module, "cuda", lambda model: moved.append(model) or model)
+    model = build_detector(stock("kitti_models/second"), CLASSES, geometry_of(dataset()))
+    assert moved == [model]
 
 
 def test_a_head_that_is_neither_is_refused(frames):
