@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+os.environ["CAKDP_ENGINE"] = "builtin"  # also where there is an OpenPCDet; tests of it say so themselves
 
 
 def shared_data() -> Path:

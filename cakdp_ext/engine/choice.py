@@ -8,7 +8,7 @@ from types import ModuleType
 
 from cakdp_ext.config import ConfigError
 from cakdp_ext.openpcdet.launch import require_openpcdet
-from cakdp_ext.openpcdet.locate import VARIABLE, make_importable, openpcdet_available, openpcdet_root
+from cakdp_ext.openpcdet.locate import VARIABLE, openpcdet_available, openpcdet_root
 
 ENGINE = "CAKDP_ENGINE"
 BUILTIN, OPENPCDET = "builtin", "openpcdet"
@@ -21,7 +21,6 @@ def adapter(name: str) -> ModuleType:
         ConfigError: where OpenPCDet cannot be found or imported, with what to do.
     """
     root = openpcdet_root()
-    make_importable(root)
     require_openpcdet(root)
     return import_module(f"cakdp_ext.openpcdet.{name}")
 

@@ -15,7 +15,7 @@ from cakdp_ext.config import ConfigError, load_config
 from cakdp_ext.engine.choice import OPENPCDET, engine_name
 from cakdp_ext.engine.runs import RunFolder
 from cakdp_ext.openpcdet.locate import openpcdet_root
-from cakdp_ext.openpcdet.resolve import resolve
+from cakdp_ext.openpcdet.resolve import resolve, with_data_path
 from cakdp_ext.types import MissingSpconvError
 
 USER_ERRORS = (ConfigError, CheckpointError, MissingSpconvError, ValueError, OSError, FloatingPointError)
@@ -69,9 +69,10 @@ def load_request(args: argparse.Namespace) -> tuple[EasyDict, RunFolder]:
 
 
 def _read(cfg: str, overrides: Sequence[str]) -> EasyDict:
-    """Read a YAML; OpenPCDet's may lie, and have their bases, in its own folders."""
+    """Read a YAML; OpenPCDet's may lie, and have their bases and data, in its own folders."""
     if engine_name() == OPENPCDET:
-        return resolve(cfg, overrides, openpcdet_root())
+        root = openpcdet_root()
+        return with_data_path(resolve(cfg, overrides, root), root)
     return load_config(cfg, overrides)
 
 

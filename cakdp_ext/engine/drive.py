@@ -7,6 +7,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from easydict import EasyDict
@@ -19,7 +20,7 @@ from cakdp_ext.engine.distributed import Workers, outside_group
 from cakdp_ext.engine.resume import newest_checkpoint, require_openpcdets, require_same_settings
 from cakdp_ext.engine.runs import LOG, RunFolder, logging_to
 from cakdp_ext.engine.train import TrainRequest, plan_file
-from cakdp_ext.openpcdet.launch import Job, flags_of, launch
+from cakdp_ext.openpcdet.launch import Job, flags_of, launch, require_openpcdet
 from cakdp_ext.openpcdet.locate import openpcdet_root
 from cakdp_ext.openpcdet.resolve import make_absolute, require_data, resolve
 from cakdp_ext.openpcdet.splits import hold_out, require_infos, split_config
@@ -35,7 +36,7 @@ def drives_openpcdet(argv: Sequence[str] | None) -> bool:
     Args:
         argv: the arguments; None takes the process's.
     """
-    return engine_name() == OPENPCDET or (ENGINE not in os.environ and _root_flag(argv) is not None)
+    return engine_name() == OPENPCDET or (not os.environ.get(ENGINE) and _root_flag(argv) is not None)
 
 
 def drive(script: str, argv: Sequence[str] | None, description: str) -> None:
@@ -53,6 +54,7 @@ def drive(script: str, argv: Sequence[str] | None, description: str) -> None:
     args, words = _parse(script, argv, description)
     root = openpcdet_root(args.openpcdet_root)
     words = _for_openpcdet(words, root, script)
+    require_openpcdet(root)
     run = RunFolder.of(args.cfg, args.extra_tag, Path(args.output_dir).resolve())
     asked = resolve(args.cfg, args.overrides, root)
     require_sections(asked)
@@ -63,7 +65,7 @@ def drive(script: str, argv: Sequence[str] | None, description: str) -> None:
         if script == "train":
             _train(asked, run, root, words, is_main)
         else:
-            _start(script, _prepare_test(config, run, args), run, root, words)
+            _start(Job(root, script, _prepare_test(config, run, args), run.path, words), run)
 
 
 def train_with_openpcdet(config: EasyDict, run: RunFolder, request: TrainRequest, place: Workers) -> None:
@@ -80,27 +82,30 @@ def train_with_openpcdet(config: EasyDict, run: RunFolder, request: TrainRequest
     """
     if request.seed != THEIR_SEED:
         raise ConfigError(f"OpenPCDet's scripts know one seed, --seed {THEIR_SEED}; leave it out")
-    words = ["--fix_random_seed", "--num_epochs_to_eval", "-1", "--workers", str(request.num_workers)]
+    words = ["--fix_random_seed", "--workers", str(request.num_workers)]
     words += ["--use_amp"] if request.use_amp else []
     for flag, value in (("--epochs", request.epochs), ("--batch_size", request.batch_size)):
         words += [] if value is None else [flag, str(value)]
     root, absolute = openpcdet_root(), RunFolder(run.path.resolve())
+    require_openpcdet(root)
     with outside_group(place):
-        _train(config, absolute, root, _for_openpcdet(words, root, "train"), place.is_main)
+        _train(config, absolute, root, _for_openpcdet(words, root, "train"), place.is_main, tests=False)
 
 
-def _train(asked: EasyDict, run: RunFolder, root: Path, words: Sequence[str], is_main: bool) -> None:
+def _train(
+    asked: EasyDict, run: RunFolder, root: Path, words: Sequence[str], is_main: bool, *, tests: bool = True
+) -> None:
     config = _prepare_training(make_absolute(asked, root), run)
     if is_main:
         if not _has(words, "--ckpt"):
             require_same_settings(asked, run)
         run.create(asked)
-    _start("train", config, run, root, words)
+    _start(Job(root, "train", config, run.path, words, tests), run)
 
 
-def _start(script: str, config: EasyDict, run: RunFolder, root: Path, words: Sequence[str]) -> None:
-    given = ["--cfg_file", str(Path(config.CONFIG_FILE).resolve()), "--extra_tag", run.path.name, *words]
-    launch(Job(root, script, config, run.path, given), lambda parsed: _adjust(parsed, run, script))
+def _start(job: Job, run: RunFolder) -> None:
+    words = ["--cfg_file", str(Path(job.config.CONFIG_FILE).resolve()), "--extra_tag", run.path.name, *job.words]
+    launch(replace(job, words=words), lambda parsed: _adjust(parsed, run, job.script))
 
 
 def launcher_words(words: Sequence[str], environment: Mapping[str, str]) -> list[str]:

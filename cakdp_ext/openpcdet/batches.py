@@ -14,6 +14,7 @@ from cakdp_ext.types import Batch
 
 _KEPT = ("frame_id", "metadata", "calib", "image_paths", "ori_shape", "img_process_infos")
 """Keys that OpenPCDet leaves as they are when it moves a batch."""
+_VOXELS = ("voxels", "voxel_coords", "voxel_num_points")
 
 
 @dataclass(frozen=True)
@@ -35,32 +36,39 @@ def to_batch(data: Mapping[str, Any]) -> OpenPCDetBatch:
     """Read a collated ``batch_dict``, before or after OpenPCDet has moved it to a device.
 
     Args:
-        data: with ``batch_size``, ``frame_id``, ``voxels``, ``voxel_coords`` and ``voxel_num_points`` at least;
-            ``gt_boxes (B, M, 7 + C + 1)`` end with the 1-based label, 0 where padded. It is copied, its values are not.
+        data: with ``batch_size``, ``frame_id`` and ``voxels``, ``voxel_coords``, ``voxel_num_points`` or, for networks
+            that sort the points themselves, ``points`` at least; ``gt_boxes (B, M, 7 + C + 1)`` end with the 1-based
+            label, 0 where padded. It is copied, its values are not.
 
     Returns:
-        The batch; without ``gt_boxes`` it has no objects.
+        The batch; without ``gt_boxes`` it has no objects, without voxels none of them.
 
     Raises:
         ValueError: naming a key that is missing.
     """
-    missing = [key for key in ("batch_size", "frame_id", "voxels", "voxel_coords") if key not in data]
+    is_unsorted = "points" in data and not any(key in data for key in _VOXELS)
+    missing = [key for key in ("batch_size", "frame_id", *(() if is_unsorted else _VOXELS)) if key not in data]
     if missing:
         raise ValueError(f"the batch has no {', '.join(missing)}; is there a voxelisation in DATA_PROCESSOR?")
     tensors = {key: _as_tensor(key, value) for key, value in data.items()}
-    voxels, size = tensors["voxels"], int(data["batch_size"])
+    voxels, coords, counts = _no_voxels(tensors["points"]) if is_unsorted else (tensors[key] for key in _VOXELS)
+    size = int(data["batch_size"])
     objects = tensors.get("gt_boxes", voxels.new_zeros(size, 0, 8))
     return OpenPCDetBatch(
         batch_size=size,
         voxels=voxels,
-        voxel_coords=tensors["voxel_coords"].int(),
-        voxel_num_points=tensors["voxel_num_points"].int(),
+        voxel_coords=coords.int(),
+        voxel_num_points=counts.int(),
         gt_boxes=objects[..., :7],
         gt_labels=objects[..., -1].long() - 1,
         frame_ids=tuple(map(str, data["frame_id"])),
         points=tensors.get("points"),
         data=tensors,
     )
+
+
+def _no_voxels(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return points.new_zeros(0, 1, points.shape[1] - 1), points.new_zeros(0, 4), points.new_zeros(0)
 
 
 def _as_tensor(key: str, value: Any) -> Any:

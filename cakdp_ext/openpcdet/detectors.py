@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pcdet.models.detectors import SECONDNet
+from pcdet.models.detectors import CenterPoint, SECONDNet
 from torch import Tensor
 
 from cakdp_ext.checkpoint import PLAN_KEY, CheckpointError, load_weights, pack_plan, read_checkpoint, unpack_plan
 from cakdp_ext.config import ConfigError, from_node
 from cakdp_ext.distillation import DistillConfig, DistillMethod, FrozenTeacher, build_method, match_sites
 from cakdp_ext.openpcdet.batches import to_batch
-from cakdp_ext.openpcdet.dense import decode, home_of
+from cakdp_ext.openpcdet.dense import decode, has_iou_branch, home_of
 from cakdp_ext.openpcdet.faces import DetectorFaces
 from cakdp_ext.openpcdet.refined import refine_batch
 from cakdp_ext.openpcdet.teacher import build_teacher
@@ -21,7 +21,6 @@ from cakdp_ext.pruning import (
     PruningConfig,
     cut_student_,
     inherit_weights,
-    iou_branch,
     load_plan,
     plan_from_dict,
     plan_to_dict,
@@ -69,8 +68,7 @@ class CaKDPStudent(DetectorFaces):
             IoURefinement, post_processing.get("IOU_REFINEMENT"), "MODEL.POST_PROCESSING.IOU_REFINEMENT"
         )
         if post_processing.get("IOU_REFINEMENT"):
-            has_branch = bool(iou_branch(self))  # type: ignore[arg-type]
-            self.iou_refinement.require_branch(has_branch, type(self.dense_head).__name__)
+            self.iou_refinement.require_branch(has_iou_branch(self.dense_head), type(self.dense_head).__name__)
         self._prune(model_cfg.get("PRUNING"), dataset)
         if model_cfg.get("DISTILL") and dataset.training:
             self._distillation = _distillation(model_cfg["DISTILL"], dataset)
@@ -226,3 +224,12 @@ def _distillation(node: Mapping[str, Any], dataset: Any) -> Distillation:
 
 class SECONDNetCaKDP(CaKDPStudent, SECONDNet):
     """SECOND, pruned, distilled and masked."""
+
+
+class CenterPointCaKDP(CaKDPStudent, CenterPoint):
+    """CenterPoint, pruned, distilled and masked; its head takes cells out itself, since top-k and NMS happen there."""
+
+    def __init__(self, model_cfg: Any, num_class: int, dataset: Any) -> None:
+        super().__init__(model_cfg=model_cfg, num_class=num_class, dataset=dataset)
+        if has_iou_branch(self.dense_head):
+            self.dense_head.iou_refinement = self.iou_refinement

@@ -92,12 +92,31 @@ class DetectorFaces:
         Raises:
             ConfigError: where there is no second stage that could refine.
         """
-        if getattr(self, "roi_head", None) is None or getattr(self, "dense_head", None) is None:
-            raise ConfigError(
-                f"{type(self).__name__} has no dense head or no RoI head; a teacher needs both, as VoxelRCNN has"
-            )
+        self.require_two_stages()
         data = to_batch_dict(batch)
+        data["dataset_cfg"] = getattr(self.dataset, "dataset_cfg", None)  # where SECONDHead reads range and voxels
         return EncodedScene(self._first_stage(data), data)
+
+    def require_two_stages(self) -> None:
+        """Refuse to teach without a first stage that says something everywhere and a second that judges any box.
+
+        Raises:
+            ConfigError: saying what there is not.
+        """
+        missing = [
+            what
+            for name, what in (("dense_head", "dense head"), ("roi_head", "RoI head"))
+            if getattr(self, name, None) is None
+        ]
+        if missing:
+            raise ConfigError(
+                f"{type(self).__name__} has no {' and no '.join(missing)}; a teacher needs both, as VoxelRCNN has"
+            )
+        if hasattr(self, "reset_memorybank"):
+            raise ConfigError(
+                f"{type(self).__name__} judges boxes that it has followed through several frames, not any box; "
+                "use a teacher such as VoxelRCNN"
+            )
 
     def refine(self, encoded: EncodedScene, rois: Tensor) -> Tensor:
         """Judge boxes that this detector need not have proposed.

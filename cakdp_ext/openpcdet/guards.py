@@ -8,7 +8,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,14 +24,15 @@ CYCLES = ("adam_onecycle", "adam_cosineanneal")
 
 
 @contextmanager
-def guarded(script: ModuleType) -> Iterator[None]:
+def guarded(script: ModuleType, tests: bool = True) -> Iterator[None]:
     """Watch over a script of OpenPCDet's while the block runs.
 
     Args:
         script: ``tools/train.py`` or ``tools/test.py``, loaded.
+        tests: whether a training is followed by the tests that its script makes.
     """
     is_test = script.__name__ == "test"
-    loading, waiting = LoadingGuard(is_strict=is_test), WaitingGuard(is_test)
+    loading, waiting = LoadingGuard(is_strict=is_test), WaitingGuard(is_test, tests)
     with ExitStack() as stack:
         changes = {"build_network": loading.build_network, "build_scheduler": loading.build_scheduler}
         stack.enter_context(replaced(script, {**changes, "repeat_eval_ckpt": waiting.repeat_eval_ckpt}))
@@ -139,10 +140,11 @@ class WaitingGuard:
 
     Args:
         is_test: whether testing is all that was asked for; then having no checkpoint is an error.
+        tests: False leaves the loop out.
     """
 
-    def __init__(self, is_test: bool) -> None:
-        self.is_test = is_test
+    def __init__(self, is_test: bool, tests: bool) -> None:
+        self.is_test, self.tests = is_test, tests
         self.since = 0.0
         self.has_tested = False
 
@@ -151,10 +153,9 @@ class WaitingGuard:
 
         def repeat(*args: Any, **kwargs: Any) -> None:
             self.since = time.monotonic()
-            try:
-                original(*args, **kwargs)
-            except _NothingLeftError:
-                pass
+            with suppress(_NothingLeftError):
+                if self.tests:
+                    original(*args, **kwargs)
 
         return repeat
 

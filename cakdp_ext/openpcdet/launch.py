@@ -45,6 +45,7 @@ class Job:
         config: the resolved tree, its paths absolute; it takes the place of the YAML.
         run: the run folder, absolute.
         words: the command line for its parser.
+        tests: whether a training is followed by the tests that its script makes.
     """
 
     root: Path
@@ -52,6 +53,7 @@ class Job:
     config: EasyDict
     run: Path
     words: Sequence[str]
+    tests: bool = True
 
     @property
     def file(self) -> Path:
@@ -60,20 +62,17 @@ class Job:
 
 
 def launch(job: Job, adjust: Adjust) -> None:
-    """Run a script to its end.
+    """Run a script to its end; ``require_openpcdet`` comes first.
 
     Args:
         job: what to run.
         adjust: is shown what the script's parser made of the command line and may change it.
 
     Raises:
-        ConfigError: where OpenPCDet cannot be imported or has no such script, and whatever ``adjust`` and our own parts
-            raise.
+        ConfigError: for a script that is none of OpenPCDet's, and whatever ``adjust`` and our own parts raise.
         RuntimeError: from an error of OpenPCDet's own code, which needs its traceback.
     """
-    make_importable(job.root)
-    require_openpcdet(job.root)
-    with _script(job.file) as module, _configured(module, job, adjust), guarded(module), _process_group():
+    with _script(job.file) as module, _configured(module, job, adjust), guarded(module, job.tests), _process_group():
         try:
             module.main()
         except Exception as error:
@@ -97,6 +96,7 @@ def require_openpcdet(root: Path) -> None:
     Raises:
         ConfigError: where that fails, or where there is no GPU and nobody asked for CPU.
     """
+    make_importable(root)
     cure = f"{CPU_SWITCH}=1 runs it on CPU, CAKDP_ENGINE=builtin takes the built-in engine"
     try:
         register()

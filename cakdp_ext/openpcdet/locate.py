@@ -45,6 +45,16 @@ def openpcdet_root(flag: str | Path | None = None) -> Path:
     )
 
 
+def root_if_any(flag: str | Path | None = None) -> Path | None:
+    """Find the checkout, or nothing where none is asked for by ``--openpcdet_root``."""
+    try:
+        return openpcdet_root(flag)
+    except ConfigError:
+        if flag:
+            raise
+        return None
+
+
 def openpcdet_available() -> bool:
     """Tell whether there is an OpenPCDet: an importable ``pcdet``, or a checkout at ``OPENPCDET_ROOT``.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pcdet.models import dense_heads, detectors
 
 from cakdp_ext.checkpoint import allow_numpy_scalars
-from cakdp_ext.openpcdet.detectors import SECONDNetCaKDP
+from cakdp_ext.openpcdet.center_heads import CenterHeadIoU
+from cakdp_ext.openpcdet.detectors import CenterPointCaKDP, SECONDNetCaKDP
 from cakdp_ext.openpcdet.heads import AnchorHeadSingleIoU
 
 _REGISTRIES = (
-    (detectors.__all__, {"SECONDNetCaKDP": SECONDNetCaKDP}),
-    (dense_heads.__all__, {"AnchorHeadSingleIoU": AnchorHeadSingleIoU}),
+    (detectors.__all__, {"SECONDNetCaKDP": SECONDNetCaKDP, "CenterPointCaKDP": CenterPointCaKDP}),
+    (dense_heads.__all__, {"AnchorHeadSingleIoU": AnchorHeadSingleIoU, "CenterHeadIoU": CenterHeadIoU}),
 )
 
 

@@ -11,7 +11,7 @@ from easydict import EasyDict
 
 from cakdp_ext.checkpoint import CheckpointError, find_checkpoint
 from cakdp_ext.config import ConfigError, dump_config, load_config
-from cakdp_ext.openpcdet.locate import openpcdet_root
+from cakdp_ext.openpcdet.locate import root_if_any
 
 
 def places(root: Path | None) -> list[Path]:
@@ -54,16 +54,22 @@ def make_absolute(config: EasyDict, root: Path | None = None) -> EasyDict:
         config: of :func:`resolve`.
         root: OpenPCDet's checkout.
     """
-    config, folders = deepcopy(config), places(root)
-    data, model = config.get("DATA_CONFIG") or {}, config.get("MODEL") or {}
+    config, folders = with_data_path(config, root), places(root)
+    model = config.get("MODEL") or {}
     pruning = model.get("PRUNING") or {}
-    _replace(data, "DATA_PATH", lambda path: _absolute(path, folders))
     beside = Path(config.CONFIG_FILE).resolve().parents
     for source in (pruning.get("STUDENT") or {}, (model.get("DISTILL") or {}).get("TEACHER") or {}):
         _replace(source, "CFG", lambda path: _absolute(path, [beside[0], *folders, *beside]))
         _replace(source, "CKPT", lambda path: _checkpoint(_absolute(path, folders)))
     for key in ("SCORES", "PLAN"):
         _replace(pruning, key, lambda path: _absolute(path, folders))
+    return config
+
+
+def with_data_path(config: EasyDict, root: Path | None = None) -> EasyDict:
+    """Give a copy whose ``DATA_PATH`` alone is absolute."""
+    config = deepcopy(config)
+    _replace(config.get("DATA_CONFIG") or {}, "DATA_PATH", lambda path: _absolute(path, places(root)))
     return config
 
 
@@ -93,20 +99,11 @@ def flatten(path: str, overrides: Sequence[str] = (), flag: str | None = None, *
     Raises:
         ConfigError: as ``load_config`` does.
     """
-    root = _root_if_any(flag)
+    root = root_if_any(flag)
     config = resolve(path, overrides, root)
     config = make_absolute(config, root) if absolute else config
     tree = {key: value for key, value in config.items() if key != "CONFIG_FILE"}
     return f"# {path} with its bases, by tools/flatten.py\n{dump_config(tree)}"
-
-
-def _root_if_any(flag: str | None) -> Path | None:
-    try:
-        return openpcdet_root(flag)
-    except ConfigError:
-        if flag:
-            raise
-        return None
 
 
 def _replace(node: Any, key: str, change: Any) -> None:

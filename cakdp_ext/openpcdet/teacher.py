@@ -12,6 +12,11 @@ from cakdp_ext.checkpoint import find_checkpoint, load_weights, read_checkpoint
 from cakdp_ext.config import ConfigError, load_config
 from cakdp_ext.distillation import DistillConfig, FrozenTeacher
 from cakdp_ext.openpcdet.faces import geometry_of, with_faces
+from cakdp_ext.openpcdet.locate import root_if_any
+from cakdp_ext.openpcdet.resolve import places
+
+_VOXELIZERS = ("transform_points_to_voxels", "transform_points_to_voxels_placeholder")
+"""The second only says how large the voxels are, for networks that sort the points themselves."""
 
 
 def build_teacher(distill: DistillConfig, dataset: Any) -> FrozenTeacher:
@@ -22,17 +27,19 @@ def build_teacher(distill: DistillConfig, dataset: Any) -> FrozenTeacher:
         dataset: of the student; it gives the teacher its voxels.
 
     Raises:
-        ConfigError: for an unknown detector, other classes or other voxels than the student's.
+        ConfigError: for an unknown detector, one without a second stage, other classes or other voxels than the
+            student's.
         CheckpointError: naming the first tensor of the checkpoint that does not fit.
     """
-    config = load_config(distill.teacher.cfg)
+    config = load_config(distill.teacher.cfg, search=places(root_if_any()))
     require_same_world(config, dataset)
     known = detectors.__all__
     name = config.MODEL.NAME
     if name not in known:
         raise ConfigError(f"{distill.teacher.cfg}: OpenPCDet has no detector {name!r}; it has {', '.join(known)}")
     detector = with_faces(known[name])
-    model = detector(model_cfg=deepcopy(config.MODEL), num_class=len(config.CLASS_NAMES), dataset=dataset)
+    model: Any = detector(model_cfg=deepcopy(config.MODEL), num_class=len(config.CLASS_NAMES), dataset=dataset)
+    model.require_two_stages()
     file = find_checkpoint(distill.teacher.ckpt)
     load_weights(model, read_checkpoint(file)["model_state"], file)
     return FrozenTeacher(model)
@@ -51,7 +58,7 @@ def require_same_world(config: Mapping[str, Any], dataset: Any) -> None:
             "they must be the same, in the same order"
         )
     processors = config["DATA_CONFIG"]["DATA_PROCESSOR"]
-    sizes = [tuple(map(float, p["VOXEL_SIZE"])) for p in processors if p["NAME"] == "transform_points_to_voxels"]
+    sizes = [tuple(map(float, p["VOXEL_SIZE"])) for p in processors if p["NAME"] in _VOXELIZERS]
     theirs = tuple(map(float, config["DATA_CONFIG"]["POINT_CLOUD_RANGE"])), sizes[0] if sizes else None
     if theirs != (geometry.point_cloud_range, geometry.voxel_size):
         raise ConfigError(

@@ -29,29 +29,44 @@ def checkout() -> Path:
     return Path(found.origin).resolve().parents[1]
 
 
+def results_of(command, **variables):
+    """Run a program on CPU with this tree's package; give the results that it printed, and all that it printed."""
+    path = os.pathsep.join(filter(None, [str(ROOT), variables.pop("path", ""), os.environ.get("PYTHONPATH")]))
+    fixed = {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    dropped = ("CAKDP_OPENPCDET_CPU", "CAKDP_NATIVE", "CAKDP_COMPAT", "LOCAL_WORLD_SIZE")
+    inherited = {name: value for name, value in os.environ.items() if name not in dropped}
+    command = [sys.executable, *map(str, command)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**inherited, **fixed, **variables}, cwd=ROOT, timeout=600
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+    lines = [line.removeprefix(MARK) for line in done.stdout.splitlines() if line.startswith(MARK)]
+    return [json.loads(line) for line in lines], done.stdout + done.stderr
+
+
 @pytest.fixture(scope="session")
-def environment(checkout):
-    """Environment of a process that runs OpenPCDet on CPU with this tree's package."""
+def run_program(checkout):
+    """``run_program(name, *arguments, launcher=(), **variables)`` runs a program on OpenPCDet: results, output."""
     pytest.importorskip("spconv")
-    path = os.pathsep.join([str(ROOT), str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])])
-    wanted = {"CAKDP_OPENPCDET_CPU": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    return {**os.environ, **wanted, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
-
-
-@pytest.fixture(scope="session")
-def run_program(checkout, environment):
-    """``run_program(name, *arguments, launcher=(), **variables)`` -> what it printed as results, and all it printed."""
 
     def run(name, *arguments, launcher=(), **variables):
-        command = [sys.executable, *launcher, str(PROGRAMS / name), str(checkout), *map(str, arguments)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env={**environment, **variables}, cwd=ROOT, timeout=600
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
-        lines = [line.removeprefix(MARK) for line in done.stdout.splitlines() if line.startswith(MARK)]
-        return [json.loads(line) for line in lines], done.stdout + done.stderr
+        command = [*launcher, PROGRAMS / name, checkout, *arguments]
+        return results_of(command, path=str(checkout), CAKDP_OPENPCDET_CPU="1", **variables)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def run_python():
+    """``run_python(*arguments)`` runs Python without OpenPCDet: results, output."""
+    return lambda *arguments: results_of(arguments)
+
+
+@pytest.fixture(scope="session")
+def made_up_report(tmp_path_factory):
+    """What ``stand_ins.py`` says; it needs no OpenPCDet."""
+    pytest.importorskip("spconv")
+    return results_of([PROGRAMS / "stand_ins.py", tmp_path_factory.mktemp("made_up")])[0][0]
 
 
 @pytest.fixture(scope="session")

@@ -60,6 +60,8 @@ def test_overlaps_are_filled_in_place(boxes, device):
     paired = torch.full((12, 1), -1.0, device=device)
     iou3d_nms_cuda.paired_boxes_overlap_bev_gpu(boxes, boxes.flip(0), paired)
     torch.testing.assert_close(paired[:, 0], ops.boxes_overlap_bev(boxes, boxes.flip(0)).diagonal())
+    iou3d_nms_cuda.boxes_aligned_iou_bev_cpu(boxes, boxes.flip(0), paired)
+    torch.testing.assert_close(paired[:, 0], ops.iou_bev(boxes, boxes.flip(0)).diagonal())
 
 
 @pytest.mark.parametrize("name", ["nms_gpu", "nms_normal_gpu"])

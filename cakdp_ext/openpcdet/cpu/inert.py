@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 from importlib.abc import Loader
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-INSTALL = "{name} is used, but the package it belongs to is not installed here; pip install {package}"
 DOES_NOT_LOAD = "{name} is used, but its module does not load here: {error}"
 
 
@@ -33,16 +33,15 @@ def make_inert(module: ModuleType, reason: str, error: type[Exception] = ImportE
 
     Args:
         module: its ``__name__`` is known.
-        reason: the error's text, with ``{name}`` for what was used and ``{package}`` for the top of the module's name.
+        reason: the error's text; ``{name}`` in it becomes the full name of what was used.
         error: its type.
     """
 
     def __getattr__(name: str) -> InertType:  # noqa: N807 (PEP 562)
         if name.startswith("__"):
             raise AttributeError(f"{module.__name__} has no attribute {name}")
-        full = f"{module.__name__}.{name}"
-        text = reason.format(name=full, package=module.__name__.partition(".")[0])
-        return InertType(name, (), {"refusal": error(text), "__module__": module.__name__})
+        refusal = error(reason.replace("{name}", f"{module.__name__}.{name}"))
+        return InertType(name, (), {"refusal": refusal, "__module__": module.__name__})
 
     vars(module)["__getattr__"] = __getattr__
 
@@ -64,22 +63,36 @@ class TolerantLoader(Loader):
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
+        self.failure: Exception | None = None
 
-    def create_module(self, spec: Any) -> ModuleType | None:
-        """Make the module that the other loader makes."""
-        return self.loader.create_module(spec)
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """Make the module that the other loader makes, or an empty one."""
+        try:
+            return self.loader.create_module(spec)
+        except Exception as error:  # noqa: BLE001 (whatever it raises, OpenPCDet can do without it)
+            self.failure = error
+            return None
 
     def exec_module(self, module: ModuleType) -> None:
         """Run the module."""
         before = set(sys.modules)
         try:
+            if self.failure is not None:
+                raise self.failure
+            _hand_over(module, self.loader)
             self.loader.exec_module(module)
-        except Exception as error:  # noqa: BLE001 (whatever it raises, OpenPCDet can do without it)
+        except Exception as error:  # noqa: BLE001 (as above)
             _forget_children(module.__name__, before)
             _empty(module)
-            text = f"{type(error).__name__}: {error}".replace("{", "{{").replace("}", "}}")
-            make_inert(module, DOES_NOT_LOAD.replace("{error}", text))
+            make_inert(module, DOES_NOT_LOAD.replace("{error}", f"{type(error).__name__}: {error}"))
             logging.getLogger(__name__).info("%s does not load (%s); going on without it", module.__name__, error)
+
+
+def _hand_over(module: ModuleType, loader: Loader) -> None:
+    """Let a module know its own loader, which finds its resources."""
+    module.__loader__ = loader
+    if module.__spec__ is not None:
+        module.__spec__.loader = loader
 
 
 def _forget_children(package: str, before: set[str]) -> None:

@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-from cakdp_ext.openpcdet.cpu.inert import INSTALL, InertLoader, TolerantLoader
+from cakdp_ext.openpcdet.cpu.inert import InertLoader, TolerantLoader
 from cakdp_ext.spconv_on_cpu import cure_cpu_faults
 
 OURS = {
@@ -37,11 +37,24 @@ NO_CPU_VERSION = (
     "{name} has no CPU version here; SECOND, CenterPoint, Voxel R-CNN, PV-RCNN, PV-RCNN++ and Part-A2 do without it"
 )
 
-BREAKABLE = ("torchvision", "pcdet.datasets.argo2.argo2_utils.so3")
-"""What may be there and yet fail to import: beside a CPU-only PyTorch, with another kornia than it was written for."""
+OPTIONAL = {
+    "SharedArray": "SharedArray",
+    "av2": "av2",
+    "cv2": "opencv-python-headless",
+    "kornia": "kornia",
+    "pandas": "pandas",
+    "pyquaternion": "pyquaternion",
+    "skimage": "scikit-image",
+    "torchvision": "torchvision",
+}
+"""Packages that OpenPCDet imports before it knows whether it needs them, and what pip calls them.
 
-OPTIONAL = ("SharedArray", "av2", "cv2", "kornia", "pandas", "pyquaternion", "skimage", "torchvision")
-"""Packages that OpenPCDet imports before it knows whether it needs them."""
+They may be absent, or there and broken: a torchvision for CUDA beside a PyTorch for CPU, an OpenCV without libGL.
+"""
+INSTALL = "{name} is used, but its package is not installed here; pip install "
+
+BREAKABLE = "pcdet.datasets.argo2.argo2_utils.so3"
+"""What of OpenPCDet does not load beside another kornia than it was written for."""
 
 VERSION = "pcdet.version"
 SPARSE = "pcdet.utils.spconv_utils"
@@ -69,7 +82,7 @@ class OursFirst(MetaPathFinder):
             return ModuleSpec(fullname, CopyLoader(OURS[fullname]), origin=OURS[fullname])
         if fullname in ONLY_ON_CUDA:
             return ModuleSpec(fullname, InertLoader(NO_CPU_VERSION, NotImplementedError))
-        if fullname in BREAKABLE and _asked_by_openpcdet():
+        if fullname == BREAKABLE or (_package(fullname) in OPTIONAL and _asked_by_openpcdet()):
             return _tolerant(fullname, path, target)
         if fullname == SPARSE:
             cure_cpu_faults()
@@ -85,8 +98,8 @@ class InertLast(MetaPathFinder):
         """Give a stand-in, to OpenPCDet alone, or nothing."""
         if fullname == VERSION and path:
             return ModuleSpec(fullname, VersionLoader(Path(next(iter(path)))))
-        if fullname.partition(".")[0] in OPTIONAL and _asked_by_openpcdet():
-            return ModuleSpec(fullname, InertLoader(INSTALL), is_package=True)
+        if _package(fullname) in OPTIONAL and _asked_by_openpcdet():
+            return ModuleSpec(fullname, InertLoader(INSTALL + OPTIONAL[_package(fullname)]), is_package=True)
         return None
 
 
@@ -126,6 +139,10 @@ def _tolerant(fullname: str, path: Sequence[str] | None, target: ModuleType | No
     return None
 
 
+def _package(name: str) -> str:
+    return name.partition(".")[0]
+
+
 def _other_finders() -> list[Callable[..., ModuleSpec | None]]:
     ours = (OursFirst, InertLast)
     return [f.find_spec for f in sys.meta_path if hasattr(f, "find_spec") and not isinstance(f, ours)]
@@ -136,7 +153,7 @@ def _asked_by_openpcdet() -> bool:
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
-        if name != __name__ and name.partition(".")[0] not in ("importlib", "_frozen_importlib"):
-            return name.partition(".")[0] == "pcdet"
+        if name != __name__ and _package(name) not in ("importlib", "_frozen_importlib"):
+            return _package(name) == "pcdet"
         frame = frame.f_back  # type: ignore[assignment]
     return False

@@ -40,6 +40,12 @@ def boxes_iou_bev_gpu(boxes_a: Tensor, boxes_b: Tensor, iou: Tensor) -> int:
 boxes_iou_bev_cpu = boxes_iou_bev_gpu
 
 
+def boxes_aligned_iou_bev_cpu(boxes_a: Tensor, boxes_b: Tensor, iou: Tensor) -> int:
+    """Fill ``iou (N, 1)`` with the bird's-eye-view IoU of ``boxes_a[i]`` and ``boxes_b[i]``, both ``(N, 7)``."""
+    iou.copy_(ops.iou_bev_aligned(boxes_a, boxes_b, compat=COMPAT).view_as(iou))
+    return 1
+
+
 def nms_gpu(boxes: Tensor, keep: Tensor, nms_overlap_thresh: float) -> int:
     """Suppress rotated boxes.
 

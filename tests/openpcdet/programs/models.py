@@ -1,4 +1,4 @@
-"""Run stock models of OpenPCDet on one real frame: a training step and an evaluation each. Prints one JSON line a model.
+"""Run stock models of OpenPCDet on one real frame: a training step and an evaluation each; a JSON line a model.
 
 A program of its own, since it changes what its process thinks of CUDA: ``models.py CHECKOUT DATA NAME...``.
 """

@@ -21,7 +21,7 @@ def write_config(checkout, data, folder):
     config = yaml.safe_load((checkout / "tools/cfgs/kitti_models/second.yaml").read_text())
     config["DATA_CONFIG"].update(DATA_PATH=str(data), POINT_CLOUD_RANGE=[0, -12.8, -3, 25.6, 12.8, 1])
     config["MODEL"]["BACKBONE_2D"]["LAYER_NUMS"] = [1, 1]
-    config["MODEL"]["POST_PROCESSING"]["SCORE_THRESH"] = 0.01
+    config["MODEL"]["POST_PROCESSING"]["SCORE_THRESH"] = 0.05
     target = folder / "cfgs" / "kitti_models" / "small.yaml"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(yaml.safe_dump(config))

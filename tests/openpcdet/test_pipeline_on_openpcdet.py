@@ -1,0 +1,102 @@
+"""Score, prune, distil and report with OpenPCDet as the engine, by the commands of the README."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tests" / "engine"))
+
+from tiny_world import make_world  # noqa: E402
+
+from cakdp_ext.engine.build import restore_student  # noqa: E402
+from cakdp_ext.engine.data import build_split  # noqa: E402
+from cakdp_ext.engine.prune import unpruned_student  # noqa: E402
+from cakdp_ext.pruning import load_plan, load_scores, model_fingerprint  # noqa: E402
+
+pytestmark = pytest.mark.xdist_group("openpcdet")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def run_tool(world, checkout, environment):
+    """``run_tool(name, configuration, *flags, engine=...)`` -> everything that the command printed."""
+
+    def run(name, configuration, *flags, engine="openpcdet", launcher=()):
+        start = [sys.executable, *launcher, str(ROOT / "tools" / f"{name}.py")]
+        command = [*start, "--cfg", world.cfg(configuration), "--output_dir", str(world.root / "output"), *flags]
+        variables = {**environment, "CAKDP_ENGINE": engine, "OPENPCDET_ROOT": str(checkout)}
+        done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=world.root, timeout=600)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        return done.stdout + done.stderr
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def compressed(world, run_tool):
+    """The tiny world after teacher, student and compact student have been trained by OpenPCDet's scripts."""
+    for name in ("voxel_rcnn", "second"):
+        run_tool("train", name, "--workers", "0")
+    run_tool("compress", "second_cakdp", "--workers", "0")
+    return world
+
+
+def test_compress_reports_on_every_stage(compressed):
+    run = compressed.run("second_cakdp")
+    report = json.loads((run.path / "report.json").read_text())
+    rows = {row["name"]: row for row in report["rows"]}
+    assert list(rows) == ["teacher", "student", "pruned", "pruned + distilled", "pruned + distilled + IoU mask"]
+    assert rows["pruned + distilled"]["params"] < 0.5 * rows["student"]["params"]
+    assert [file.name for file in run.checkpoints()] == ["checkpoint_epoch_1.pth"]
+    assert list((run.path / "eval" / "report").glob("*/result.pkl"))
+
+
+def test_both_engines_score_the_same_filters_alike(compressed, run_tool):
+    run_tool("score_filters", "second_cakdp", "--workers", "0", "--extra_tag", "ours", engine="builtin")
+    theirs, ours = (load_scores(compressed.run("second_cakdp", tag).scores) for tag in ("default", "ours"))
+    assert theirs.fingerprint == ours.fingerprint
+    assert theirs.frame_ids == ours.frame_ids
+    for name, values in ours.values.items():
+        np.testing.assert_allclose(theirs.values[name], values, rtol=1e-3, atol=1e-8)
+
+
+def test_checkpoint_of_openpcdets_loop_carries_its_plan_into_the_built_in_engine(compressed):
+    run, config = compressed.run("second_cakdp"), compressed.config("second_cakdp")
+    student = restore_student(config, build_split(config, "val").geometry, run.path)
+    assert student.plan is not None
+    assert student.plan.keep_indices == load_plan(run.plan).keep_indices
+    assert "pruning_plan" in torch.load(run.checkpoints()[0], weights_only=True)["model_state"]
+
+
+def test_score_files_name_the_student_that_openpcdet_trained(compressed):
+    config = compressed.config("second_cakdp")
+    student = unpruned_student(config, build_split(config, "held_out").geometry)
+    assert load_scores(compressed.run("second_cakdp").scores).fingerprint == model_fingerprint(student)
+
+
+def test_compress_goes_on_where_it_stopped(compressed, run_tool):
+    run = compressed.run("second_cakdp")
+    kept = {file: file.stat().st_mtime_ns for file in (run.scores, run.plan, *run.checkpoints())}
+    run_tool("compress", "second_cakdp", "--workers", "0")
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+
+
+def test_compress_on_two_processes(compressed, run_tool):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    flags = ("--workers", "0", "--batch_size", "2", "--extra_tag", "two")
+    run_tool("compress", "second_cakdp", *flags, launcher=launcher)
+    run = compressed.run("second_cakdp", "two")
+    assert load_plan(run.plan).keep_indices == load_plan(compressed.run("second_cakdp").plan).keep_indices
+    assert (run.path / "report.html").is_file()
