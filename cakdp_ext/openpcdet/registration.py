@@ -8,6 +8,7 @@ from cakdp_ext.checkpoint import allow_numpy_scalars
 from cakdp_ext.openpcdet.center_heads import CenterHeadIoU
 from cakdp_ext.openpcdet.detectors import CenterPointCaKDP, SECONDNetCaKDP
 from cakdp_ext.openpcdet.heads import AnchorHeadSingleIoU
+from cakdp_ext.openpcdet.versions import restore_numpy_names
 
 _REGISTRIES = (
     (detectors.__all__, {"SECONDNetCaKDP": SECONDNetCaKDP, "CenterPointCaKDP": CenterPointCaKDP}),
@@ -19,7 +20,7 @@ def register_all() -> None:
     """Enter every name; those that are entered already stay, and nobody else's name is touched.
 
     Since PyTorch 2.6 ``torch.load`` refuses the NumPy scalars in OpenPCDet's checkpoints, and its automatic resume then
-    starts again from nothing: they are allowed here as well.
+    starts again from nothing: they are allowed here as well. NumPy's old names of Python's numbers come back.
 
     Raises:
         ValueError: for a name that another class has; then nothing has been entered.
@@ -35,3 +36,4 @@ def register_all() -> None:
     for registry, names in _REGISTRIES:
         registry.update(names)
     allow_numpy_scalars()
+    restore_numpy_names()

@@ -140,6 +140,17 @@ def test_the_batch_of_a_student_is_not_changed(frames):
         assert all(torch.equal(frames.data[k], v) for k, v in tensors.items()), name
 
 
+def test_a_roi_twice_changes_nothing_for_the_others(frames):
+    teacher = FrozenTeacher(build(config_of("PV-RCNN++"), training=False))
+    encoded = teacher.encode(frames)
+    boxes = encoded.predictions.boxes[:, 30:34]
+    alone = teacher.refine(encoded, boxes.contiguous())
+    twice = teacher.refine(encoded, torch.cat([boxes, boxes[:, :1], boxes[:, :1]], dim=1))
+    torch.testing.assert_close(twice[:, :4], alone, atol=1e-6, rtol=1e-5)
+    elsewhere = teacher.refine(encoded, torch.cat([boxes, encoded.predictions.boxes[:, :2]], dim=1))
+    assert (elsewhere[:, :4] - alone).abs().max() > 1e-4, "its keypoints lie around all RoIs"
+
+
 def test_dynamic_voxels_of_a_teacher_need_points_only(frames):
     teacher = FrozenTeacher(build(config_of("Voxel R-CNN, center head"), training=False))
     points_only = to_batch({k: v for k, v in frames.data.items() if not k.startswith("voxel")})
@@ -155,6 +166,7 @@ def test_dynamic_voxels_of_a_teacher_need_points_only(frames):
         ("kitti_models/second", "SECONDNet has no RoI head; a teacher needs both, as VoxelRCNN has"),
         ("waymo_models/centerpoint", "CenterPoint has no RoI head"),
         ("kitti_models/PartA2_free", "PointRCNN has no dense head"),
+        ("waymo_models/mppnet_e2e_memorybank_inference", "MPPNetE2E judges boxes that it has followed through several"),
     ],
 )
 def test_a_detector_without_two_stages_is_refused(name, lacks, frames, tmp_path):
