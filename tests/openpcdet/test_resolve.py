@@ -11,7 +11,8 @@ import pytest
 import torch
 import yaml
 
-from cakdp_ext.config import ConfigError, load_config
+from cakdp_ext.config import ConfigError, ModelSource, load_config
+from cakdp_ext.engine.build import load_source_config
 from cakdp_ext.openpcdet.resolve import make_absolute, require_data, resolve
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -65,6 +66,16 @@ def test_ours_resolve_from_any_folder(elsewhere):
     assert Path(student.CFG) == PROJECT / "cfgs/kitti/second.yaml"
     assert absolute.MODEL.PRUNING.PLAN is None
     assert config.MODEL.DISTILL.TEACHER.CFG == "voxel_rcnn.yaml"
+
+
+def test_a_model_that_a_yaml_names_may_be_one_of_theirs(checkout, elsewhere, monkeypatch):
+    for name in ("pcdet/__init__.py", "tools/train.py", "tools/test.py"):
+        write(checkout / name)
+    monkeypatch.setenv("OPENPCDET_ROOT", str(checkout))
+    monkeypatch.setenv("CAKDP_ENGINE", "openpcdet")
+    config = load_source_config(ModelSource("cfgs/kitti_models/m.yaml", "m.pth"), str(elsewhere / "own.yaml"))
+    assert config.MODEL == {"A": 1}
+    assert config.DATA_CONFIG == {"DATA_PATH": "../data/k"}
 
 
 def test_what_is_missing_is_meant_from_the_working_directory(elsewhere):
