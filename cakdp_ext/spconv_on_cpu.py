@@ -1,9 +1,10 @@
 """The one door to spconv: finds it and cures its faults on CPU.
 
-spconv 2.3.8 runs on CPU but for four slips: its backward pass asks for the current CUDA stream whatever the device, a
+spconv 2.3.8 runs on CPU but for five slips: its backward pass asks for the current CUDA stream whatever the device, a
 convolution with a bias refuses to run in eval mode, a build for CUDA chooses an algorithm that knows no CPU tensors,
-and with more than one thread some rows of a convolution come out wrong, others each time. All are cured from outside;
-what spconv does with CUDA tensors stays as it is.
+under autocast it hands its kernels numbers that they do not know, and with more than one thread some rows of a
+convolution come out wrong, others each time. All are cured from outside; what spconv does with CUDA tensors stays as
+it is.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ def _conv_forward_on_any_device(conv_forward: Callable[..., Any]) -> Callable[..
     ) -> Any:
         if input.features.is_cuda:
             return conv_forward(self, training, input, weight, bias, *rest, **kw)
-        with _native_algorithm(self):
+        if input.features.dtype != weight.dtype:
+            input = input.replace_feature(input.features.to(weight.dtype))
+        with _native_algorithm(self), torch.autocast("cpu", enabled=False):
             return conv_forward(self, training or bias is not None, input, weight, bias, *rest, **kw)
 
     return forward

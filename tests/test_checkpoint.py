@@ -8,11 +8,14 @@ import torch
 from torch import nn
 
 from cakdp_ext.checkpoint import (
+    PLAN_KEY,
     CheckpointError,
     allow_numpy_scalars,
     find_checkpoint,
     load_weights,
+    pack_plan,
     read_checkpoint,
+    unpack_plan,
     write_checkpoint,
 )
 
@@ -99,3 +102,65 @@ def test_missing_and_unknown_tensors_are_named():
     assert load_weights(net(), state, "c.pth", may_miss=("0.bias",)) == ["0.bias"]
     with pytest.raises(CheckpointError, match="unknown tensor head.bias"):
         load_weights(net(), {**net().state_dict(), "head.bias": bias}, "c.pth")
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_plan_travels_among_tensors_and_comes_back_as_it_was(prefix):
+    plan = {"keep_indices": {"conv": [0, 3]}, "source": {"of": "Häßler"}}
+    state = {**net().state_dict(), prefix + PLAN_KEY: pack_plan(plan)}
+    assert state[prefix + PLAN_KEY].dtype == torch.uint8
+    assert unpack_plan(state, prefix) == plan
+    assert unpack_plan(state, prefix) is None
+    assert list(state) == list(net().state_dict())
+
+
+def test_a_plan_among_the_tensors_of_a_file_becomes_its_entry(tmp_path):
+    torch.save({"model_state": {**net().state_dict(), PLAN_KEY: pack_plan({"a": 1})}}, tmp_path / "c.pth")
+    content = read_checkpoint(tmp_path / "c.pth")
+    assert content["pruning"] == {"a": 1}
+    assert load_weights(net(), content["model_state"], "c.pth") == []
+
+
+@pytest.mark.parametrize("packed", [pack_plan({"a": 1})[:-1], torch.zeros(3), torch.tensor([-1]), torch.tensor(1)])
+def test_a_damaged_plan_is_an_error_that_names_the_file(tmp_path, packed):
+    torch.save({"model_state": {**net().state_dict(), PLAN_KEY: packed}}, tmp_path / "c.pth")
+    with pytest.raises(CheckpointError, match=r"c.pth: its pruning plan is damaged .*; take another checkpoint"):
+        read_checkpoint(tmp_path / "c.pth")
+
+
+def test_a_file_of_an_optimizer_alone_is_no_checkpoint(tmp_path):
+    torch.save({"model_state": None, "optimizer_state": {}}, tmp_path / "c.pth")
+    with pytest.raises(CheckpointError, match="c.pth holds no model_state"):
+        read_checkpoint(tmp_path / "c.pth")
+
+
+@pytest.mark.parametrize("module", ["core", "_core"])
+def test_numbers_written_under_another_numpy_are_read(tmp_path, module):
+    name = np.float64(0).__reduce__()[0].__module__
+    torch.save(
+        {"model_state": net().state_dict(), "lr": np.float64(0.1)},
+        tmp_path / "c.pth",
+        _use_new_zipfile_serialization=False,
+    )
+    content = (tmp_path / "c.pth").read_bytes()
+    other = f"numpy.{module}.multiarray"
+    (tmp_path / "c.pth").write_bytes(content.replace(name.encode() + b"\n", other.encode() + b"\n"))
+    assert other.encode() in (tmp_path / "c.pth").read_bytes()
+    assert read_checkpoint(tmp_path / "c.pth")["lr"] == 0.1
+
+
+class Kernel(nn.Module):
+    def __init__(self, *shape):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(shape))
+
+
+def test_a_kernel_that_spconv_1_laid_out_is_turned_round():
+    new, old = Kernel(8, 3, 3, 1, 4), Kernel(3, 3, 1, 4, 8)
+    load_weights(new, old.state_dict(), "c.pth")
+    assert torch.equal(new.weight[5, 0, 1, 0, 2], old.weight[0, 1, 0, 2, 5])
+    with pytest.raises(
+        CheckpointError, match=r"weight has shape \(3, 3, 1, 4, 7\), the model expects \(8, 3, 3, 1, 4\)"
+    ):
+        load_weights(new, Kernel(3, 3, 1, 4, 7).state_dict(), "c.pth")
+    load_weights(new, new.state_dict(), "c.pth")

@@ -47,3 +47,25 @@ def test_convolution_of_cuda_features_is_left_as_it_was():
     given = Input()
     forward(Conv(), False, given, "weight", "bias", None, name="conv")
     assert calls == [("chosen for CUDA", (False, given, "weight", "bias", None), {"name": "conv"})]
+
+
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
+def test_convolution_under_autocast_computes_in_float32(given):
+    spconv = spconv_on_cpu.load_spconv()
+    spconv_on_cpu.cure_cpu_faults()
+    torch.manual_seed(0)
+    conv = spconv.SubMConv3d(4, 8, 3, bias=True)
+    indices = torch.tensor([[0, 1, 1, 1], [0, 1, 1, 2], [0, 3, 3, 3]], dtype=torch.int32)
+    features = torch.rand(3, 4).to(given).requires_grad_()
+
+    def run(features):
+        return conv(spconv.SparseConvTensor(features, indices, [5, 5, 5], 1)).features
+
+    expected = run(features.detach().float())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run(features)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+    found.sum().backward()
+    assert conv.weight.grad.isfinite().all()
+    assert features.grad.dtype == given

@@ -64,9 +64,14 @@ class StudentMotivatedKD(nn.Module):
 def _ask_teacher(
     teacher: TwoStageTeacher, encoded: EncodedScene, chosen: Representatives, match: SiteMatch, num_classes: int
 ) -> Tensor:
-    """Give the second stage's logit ``(B, K)`` for each representative."""
+    """Give the second stage's logit ``(B, K)`` for each representative.
+
+    Frames of fewer than K are filled up with their first one: some teachers look for points around all RoIs of a frame,
+    so that a box of nowhere would change what they say of the others.
+    """
     first_stage = encoded.predictions
-    rois = rois_at(first_stage.boxes, match.teacher_indices(chosen.indices, first_stage.cls_logits))
+    indices = chosen.indices.where(chosen.valid, chosen.indices[:, :1])
+    rois = rois_at(first_stage.boxes, match.teacher_indices(indices, first_stage.cls_logits))
     check_finite(rois[chosen.valid], "the coordinates of the teacher's RoIs", TEACHER_ADVICE)
     logits = _pick_class(teacher.refine(encoded, rois).detach(), chosen.labels, num_classes)
     check_finite(logits[chosen.valid], "the teacher's second-stage logits", TEACHER_ADVICE)

@@ -15,6 +15,8 @@ from cakdp_ext.checkpoint import CheckpointError, find_checkpoint, load_weights,
 from cakdp_ext.config import ConfigError, ModelSource, from_node, load_config
 from cakdp_ext.distillation import DistillConfig, FrozenTeacher
 from cakdp_ext.engine.choice import OPENPCDET, adapter, engine_name
+from cakdp_ext.openpcdet.locate import openpcdet_root
+from cakdp_ext.openpcdet.resolve import resolve
 from cakdp_ext.pruning import (
     PruningConfig,
     cut_student_,
@@ -52,9 +54,10 @@ def pruning_config(config: Mapping[str, Any]) -> PruningConfig | None:
 
 
 def load_source_config(source: ModelSource, config_file: str) -> EasyDict:
-    """Read the YAML of a model that another YAML names."""
+    """Read the YAML of a model that another YAML names; OpenPCDet's may lie in its own folders."""
     beside = Path(config_file).parent / source.cfg
-    return load_config(beside if beside.is_file() else source.cfg)
+    file = beside if beside.is_file() else Path(source.cfg)
+    return resolve(file, root=openpcdet_root()) if engine_name() == OPENPCDET else load_config(file)
 
 
 def build_full(config: Mapping[str, Any], geometry: LidarGeometry) -> nn.Module:

@@ -14,7 +14,7 @@ from easydict import EasyDict
 
 from cakdp_ext.checkpoint import find_checkpoint
 from cakdp_ext.config import ConfigError
-from cakdp_ext.engine.choice import BUILTIN, ENGINE, OPENPCDET, engine_name
+from cakdp_ext.engine.choice import ENGINE, OPENPCDET, engine_name
 from cakdp_ext.engine.cli import command_parser, require_sections
 from cakdp_ext.engine.distributed import Workers, outside_group
 from cakdp_ext.engine.resume import newest_checkpoint, require_openpcdets, require_same_settings
@@ -53,7 +53,7 @@ def drive(script: str, argv: Sequence[str] | None, description: str) -> None:
     """
     args, words = _parse(script, argv, description)
     root = openpcdet_root(args.openpcdet_root)
-    words = _for_openpcdet(words, root, script)
+    words = launcher_words(words, os.environ)
     require_openpcdet(root)
     run = RunFolder.of(args.cfg, args.extra_tag, Path(args.output_dir).resolve())
     asked = resolve(args.cfg, args.overrides, root)
@@ -89,7 +89,7 @@ def train_with_openpcdet(config: EasyDict, run: RunFolder, request: TrainRequest
     root, absolute = openpcdet_root(), RunFolder(run.path.resolve())
     require_openpcdet(root)
     with outside_group(place):
-        _train(config, absolute, root, _for_openpcdet(words, root, "train"), place.is_main, tests=False)
+        _train(config, absolute, root, launcher_words(words, os.environ), place.is_main, tests=False)
 
 
 def _train(
@@ -151,18 +151,6 @@ def _root_flag(argv: Sequence[str] | None) -> str | None:
     parser.add_argument("--set", nargs=argparse.REMAINDER)
     root: str | None = parser.parse_known_args(sys.argv[1:] if argv is None else argv)[0].openpcdet_root
     return root
-
-
-def _for_openpcdet(words: Sequence[str], root: Path, script: str) -> list[str]:
-    words, known = launcher_words(words, os.environ), flags_of(root, script)
-    flags = [word.partition("=")[0] for word in words if word.startswith("--")]
-    unknown = [flag for flag in flags if not any(name.startswith(flag) for name in known)]
-    if unknown:
-        raise ConfigError(
-            f"{' '.join(unknown)} is no flag of OpenPCDet's {root / 'tools' / script}.py, which takes "
-            f"{' '.join(known)}; {ENGINE}={BUILTIN} takes the built-in engine, which has flags of its own"
-        )
-    return words
 
 
 def _has(words: Sequence[str], flag: str) -> bool:

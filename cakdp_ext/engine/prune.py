@@ -10,8 +10,8 @@ from easydict import EasyDict
 from torch import nn
 from tqdm.auto import tqdm
 
-from cakdp_ext.checkpoint import read_checkpoint
-from cakdp_ext.config import ConfigError
+from cakdp_ext.checkpoint import find_checkpoint, read_checkpoint
+from cakdp_ext.config import ConfigError, load_config
 from cakdp_ext.datasets import LidarDataset
 from cakdp_ext.engine.build import (
     distill_config,
@@ -23,6 +23,7 @@ from cakdp_ext.engine.build import (
 from cakdp_ext.engine.data import build_split, evaluation_loader
 from cakdp_ext.engine.distributed import Workers
 from cakdp_ext.engine.runs import LOG, RunFolder
+from cakdp_ext.engine.train import settings_of
 from cakdp_ext.held_out import HELD_OUT, evenly_spaced
 from cakdp_ext.pruning import (
     ChannelGraph,
@@ -71,12 +72,21 @@ def scoring_frames(config: EasyDict) -> LidarDataset:
 def _require_same_held_out(config: EasyDict, ckpt: str) -> None:
     """Frames that the student was trained on are not held out, whatever the YAML says now."""
     asked = str(config.DATA_CONFIG.get("NUM_HELD_OUT", 0))
-    trained = read_checkpoint(ckpt).get("settings", {}).get("DATA_CONFIG.NUM_HELD_OUT", asked)
+    settings = read_checkpoint(ckpt).get("settings") or _settings_beside(ckpt)
+    trained = settings.get("DATA_CONFIG.NUM_HELD_OUT", "0") if settings else asked
+    if not settings:
+        LOG.warning("nothing says whether %s was trained without the %s frames that are held out now", ckpt, asked)
     if trained != asked:
         raise ConfigError(
             f"{ckpt} was trained with DATA_CONFIG.NUM_HELD_OUT {trained}, now {asked} is asked for: frames that it was "
             "trained on would be scored as held out; keep the number, or score with MODEL.PRUNING.SPLIT train"
         )
+
+
+def _settings_beside(ckpt: str) -> dict[str, str]:
+    """Read what a training by OpenPCDet's script, which notes no settings, left in its run folder; {} for nothing."""
+    merged = find_checkpoint(ckpt).resolve().parents[1] / "merged_config.yaml"
+    return settings_of(load_config(merged)) if merged.is_file() else {}
 
 
 def score(config: EasyDict, run: RunFolder, place: Workers, num_workers: int = 2) -> FilterScores:

@@ -20,7 +20,7 @@ def newest_checkpoint(run: RunFolder) -> Path | None:
     """
     readable: dict[Path, int] = {}
     refused: list[CheckpointError] = []
-    for file in filter(Path.is_file, (run.ckpt / "latest_model.pth", *reversed(run.checkpoints()))):
+    for file in _checkpoints(run):
         try:
             readable[file] = int(read_checkpoint(file).get("it", -1))
         except CheckpointError as error:
@@ -34,6 +34,12 @@ def newest_checkpoint(run: RunFolder) -> Path | None:
     return max(readable, key=lambda file: readable[file], default=None)
 
 
+def _checkpoints(run: RunFolder) -> list[Path]:
+    """What a training has saved, latest first."""
+    within = run.ckpt / "latest_model.pth"
+    return [*([within] if within.is_file() else []), *reversed(run.checkpoints())]
+
+
 def require_same_settings(config: EasyDict, run: RunFolder) -> None:
     """Refuse to go on with a training under another YAML than it was started with, as the built-in engine does.
 
@@ -45,7 +51,7 @@ def require_same_settings(config: EasyDict, run: RunFolder) -> None:
         CheckpointError: naming the first key that differs.
     """
     merged = run.path / "merged_config.yaml"
-    if not merged.is_file() or not any(run.ckpt.glob("*.pth")):
+    if not merged.is_file() or not any(_checkpoints(run)):
         return
     before, now = settings_of(load_config(merged)), settings_of(config)
     changed = next((key for key in {**now, **before} if before.get(key) != now.get(key)), None)

@@ -1,7 +1,8 @@
 """How does it plug in? Our names in OpenPCDet's registries, and its detectors under our protocols.
 
 ``import cakdp_ext`` is enough: as soon as OpenPCDet's models are imported, its YAMLs may name ``SECONDNetCaKDP`` and
-``AnchorHeadSingleIoU``. Nothing here imports OpenPCDet before somebody else does, :func:`register` apart.
+``CenterPointCaKDP``, ``AnchorHeadSingleIoU`` and ``CenterHeadIoU``. Nothing here imports OpenPCDet before somebody else
+does, :func:`register` apart.
 """
 
 from importlib import import_module

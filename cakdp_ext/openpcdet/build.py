@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from easydict import EasyDict
 from pcdet.models import detectors
 from torch import nn
@@ -20,6 +21,9 @@ from cakdp_ext.types import LidarGeometry
 
 def build_detector(model_cfg: Mapping[str, Any], class_names: Sequence[str], geometry: LidarGeometry) -> nn.Module:
     """Build the full network that MODEL describes, with fresh weights; whoever calls cuts and teaches it.
+
+    It is on the GPU where there is one: OpenPCDet's heads keep their anchors there whatever becomes of the network, so
+    that it can be traced nowhere else.
 
     Args:
         model_cfg: MODEL's mapping; never changed.
@@ -36,7 +40,7 @@ def build_detector(model_cfg: Mapping[str, Any], class_names: Sequence[str], geo
         raise ConfigError(f"OpenPCDet has no detector {tree.get('NAME')!r}; it has {', '.join(known)}")
     dataset = as_dataset(class_names, geometry)
     model: nn.Module = with_faces(known[tree.NAME])(model_cfg=tree, num_class=len(class_names), dataset=dataset)
-    return model
+    return model.cuda() if torch.cuda.is_available() else model
 
 
 def as_dataset(class_names: Sequence[str], geometry: LidarGeometry) -> SimpleNamespace:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -53,7 +52,7 @@ class CenterHeadIoU(CenterHead):
         self.iou_refinement = IoURefinement(mode="none")
         for part, classes in zip(self.heads_list, self.class_names_each_head, strict=True):
             part.sep_head_dict["iou"] = {"out_channels": len(classes), "num_conv": 2}
-            part.iou = _branch(model_cfg, part.sep_head_dict["iou"])
+            part.iou = _branch(model_cfg, part.sep_head_dict["iou"], self.shared_conv)
 
     def forward(self, data_dict: dict[str, Any]) -> dict[str, Any]:
         """Run the head on ``spatial_features_2d``; in training ``get_loss`` then knows the objects."""
@@ -130,11 +129,14 @@ def _without_iou(maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: values for name, values in maps.items() if name != "iou"}
 
 
-def _branch(model_cfg: Any, shape: dict[str, int]) -> nn.Module:
-    """Build the convolutions of a branch as those of every other map of a part."""
-    norm = partial(nn.BatchNorm2d, eps=model_cfg.get("BN_EPS", 1e-5), momentum=model_cfg.get("BN_MOM", 0.1))
+def _branch(model_cfg: Any, shape: dict[str, int], shared_conv: nn.Module) -> nn.Module:
+    """Build the convolutions of a branch as those of every other map of a part, with norms as before the parts."""
     bias = model_cfg.get("USE_BIAS_BEFORE_NORM", False)
-    part = SeparateHead(model_cfg.SHARED_CONV_CHANNEL, {"iou": shape}, use_bias=bias, norm_func=norm)
+    part = SeparateHead(model_cfg.SHARED_CONV_CHANNEL, {"iou": shape}, use_bias=bias)
+    like = next(module for module in shared_conv.modules() if isinstance(module, nn.BatchNorm2d))
+    for module in part.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps, module.momentum = like.eps, like.momentum
     nn.init.constant_(part.iou[-1].bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
     return part.iou
 

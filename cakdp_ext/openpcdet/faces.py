@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cakdp_ext.config import ConfigError
 from cakdp_ext.openpcdet.batches import to_batch_dict
 from cakdp_ext.openpcdet.dense import decode, raw_maps, sites_of
+from cakdp_ext.pruning.layers import is_tensor_like, values_of, with_values
 from cakdp_ext.types import (
     Batch,
     DensePredictions,
@@ -121,6 +122,8 @@ class DetectorFaces:
     def refine(self, encoded: EncodedScene, rois: Tensor) -> Tensor:
         """Judge boxes that this detector need not have proposed.
 
+        Under autocast too it computes in float32: OpenPCDet's compiled pooling knows nothing else.
+
         Args:
             encoded: of :meth:`encode`, B frames.
             rois: ``(B, K, 7)`` metres and radians.
@@ -136,17 +139,18 @@ class DetectorFaces:
         num_frames, num_rois = rois.shape[:2]
         if num_rois == 0:
             return rois.new_zeros(num_frames, 0, self.roi_head.num_class)
-        data = dict(encoded.features)
+        data: dict[str, Any] = _in_float32(dict(encoded.features))
         data["rois"] = rois.contiguous()
         data["roi_scores"] = rois.new_zeros(num_frames, num_rois)
         data["roi_labels"] = torch.ones(num_frames, num_rois, dtype=torch.long, device=rois.device)
         data["has_class_labels"] = True
         data["batch_cls_preds"], data["batch_box_preds"] = encoded.predictions.cls_logits, encoded.predictions.boxes
         data["cls_preds_normalized"] = False
-        for name in SECOND_STAGE:
-            module = getattr(self, name, None)
-            if module is not None:
-                data.update(module(data))
+        with torch.autocast(rois.device.type, enabled=False):
+            for name in SECOND_STAGE:
+                module = getattr(self, name, None)
+                if module is not None:
+                    data.update(module(data))
         logits: Tensor = data["batch_cls_preds"]
         return logits.reshape(num_frames, num_rois, -1)
 
@@ -163,6 +167,14 @@ class DetectorFaces:
         memo[id(self)] = duplicate
         duplicate.__dict__ = deepcopy(self.__dict__, memo)
         return duplicate
+
+
+def _in_float32(value: Any) -> Any:
+    """Bring tensors of half precision, sparse ones and those in a dictionary too, to float32."""
+    if type(value) is dict:
+        return {key: _in_float32(item) for key, item in value.items()}
+    is_half = is_tensor_like(value) and values_of(value).dtype in (torch.float16, torch.bfloat16)
+    return with_values(value, values_of(value).float()) if is_half else value
 
 
 def with_faces(detector: type[nn.Module]) -> type[nn.Module]:

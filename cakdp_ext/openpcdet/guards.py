@@ -1,9 +1,10 @@
-"""What must OpenPCDet's scripts not do in silence? Load half a network, wait for ever, divide by zero."""
+"""What must OpenPCDet's scripts not do in silence? Load or save half a network, wait for ever, divide by zero."""
 
 from __future__ import annotations
 
 import inspect
 import logging
+import os
 import sys
 import time
 from argparse import Namespace
@@ -20,6 +21,7 @@ from cakdp_ext.checkpoint import CheckpointError, epoch_checkpoints, epoch_of
 from cakdp_ext.config import ConfigError
 
 LOG = logging.getLogger("cakdp_ext")
+Wrappers = Mapping[str, Callable[[Any], Any]]
 CYCLES = ("adam_onecycle", "adam_cosineanneal")
 
 
@@ -33,17 +35,24 @@ def guarded(script: ModuleType, tests: bool = True) -> Iterator[None]:
     """
     is_test = script.__name__ == "test"
     loading, waiting = LoadingGuard(is_strict=is_test), WaitingGuard(is_test, tests)
+    of_script = {
+        "build_network": loading.build_network,
+        "build_scheduler": loading.build_scheduler,
+        "repeat_eval_ckpt": waiting.repeat_eval_ckpt,
+    }
+    changes: list[tuple[ModuleType | None, Wrappers]] = [
+        (_home(script, "repeat_eval_ckpt"), {"get_no_evaluated_ckpt": waiting.get_no_evaluated_ckpt}),
+        (_home(script, "train_model"), {"save_checkpoint": saving_whole}),
+        (script, of_script),
+    ]
     with ExitStack() as stack:
-        changes = {"build_network": loading.build_network, "build_scheduler": loading.build_scheduler}
-        stack.enter_context(replaced(script, {**changes, "repeat_eval_ckpt": waiting.repeat_eval_ckpt}))
-        evaluation = sys.modules.get("test")
-        if evaluation is not None:
-            stack.enter_context(replaced(evaluation, {"get_no_evaluated_ckpt": waiting.get_no_evaluated_ckpt}))
+        for module, wrappers in changes:
+            stack.enter_context(replaced(module, wrappers))
         yield
 
 
 @contextmanager
-def replaced(owner: Any, wrappers: Mapping[str, Callable[[Any], Any]]) -> Iterator[None]:
+def replaced(owner: ModuleType | None, wrappers: Wrappers) -> Iterator[None]:
     """Wrap functions of a module, those that it has, while the block runs."""
     originals = {name: getattr(owner, name) for name in wrappers if hasattr(owner, name)}
     for name, original in originals.items():
@@ -53,6 +62,25 @@ def replaced(owner: Any, wrappers: Mapping[str, Callable[[Any], Any]]) -> Iterat
     finally:
         for name, original in originals.items():
             setattr(owner, name, original)
+
+
+def _home(script: ModuleType, name: str) -> ModuleType | None:
+    """The module that a function of a script was defined in, whose names it uses; None where the script has it not."""
+    return sys.modules.get(getattr(getattr(script, name, None), "__module__", ""))
+
+
+def saving_whole(original: Callable[..., None]) -> Callable[..., None]:
+    """Save a checkpoint so that a killed process leaves the previous file, or none, but never half a file."""
+
+    def save(state: Any, filename: Any = "checkpoint") -> None:
+        target = Path(f"{filename}.pth")
+        begun = target.with_name(f".{target.stem}.begun")  # hidden, as OpenPCDet looks for *.pth
+        original(state, filename=begun)
+        with Path(f"{begun}.pth").open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(f"{begun}.pth", target)
+
+    return save
 
 
 class LoadingGuard:

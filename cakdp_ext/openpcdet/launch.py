@@ -165,7 +165,7 @@ def _configured(module: ModuleType, job: Job, adjust: Adjust) -> Iterator[None]:
 
     def parse(original: Callable[[], tuple[Namespace, Any]]) -> Callable[[], tuple[Namespace, Any]]:
         def parse_config() -> tuple[Namespace, Any]:
-            args, config = original()
+            args, config = _parsed(original, job.file)
             config.EXP_GROUP_PATH, config.TAG = str(job.run.parents[1]), job.run.parent.name  # absolute, so it wins
             args.extra_tag, args.cfg_file = job.run.name, shlex.quote(args.cfg_file)  # it is put into a shell command
             adjust(args)
@@ -182,6 +182,18 @@ def _configured(module: ModuleType, job: Job, adjust: Adjust) -> Iterator[None]:
         for key in list(cfg):
             cfg.pop(key)
         cfg.update(before)
+
+
+def _parsed(parse_config: Callable[[], tuple[Namespace, Any]], file: Path) -> tuple[Namespace, Any]:
+    try:
+        return parse_config()
+    except SystemExit as error:
+        if error.code != 2:
+            raise
+        raise ConfigError(
+            f"{file} does not take this command line, see above; CAKDP_ENGINE=builtin takes the built-in engine, "
+            "which has flags of its own"
+        ) from error
 
 
 def _merge_into(config: EasyDict, tree: Mapping[str, Any]) -> EasyDict:

@@ -23,15 +23,18 @@ def example_batch(geometry: LidarGeometry, device: torch.device | str = "cpu") -
     generator = torch.Generator().manual_seed(0)
     size = torch.tensor(geometry.grid_size[::-1])
     coords = (torch.rand(64, 3, generator=generator) * size).long().unique(dim=0)
-    points = torch.rand(len(coords), 1, geometry.num_point_features, generator=generator)
+    voxels = torch.rand(len(coords), 1, geometry.num_point_features, generator=generator)
+    centers = torch.tensor(geometry.point_cloud_range[:3]) + (coords.flip(1) + 0.5) * torch.tensor(geometry.voxel_size)
+    frame = torch.zeros(len(coords), 1)
     batch = Batch(
         batch_size=1,
-        voxels=points,
-        voxel_coords=torch.cat([torch.zeros(len(coords), 1, dtype=torch.long), coords], dim=1).int(),
+        voxels=voxels,
+        voxel_coords=torch.cat([frame, coords], dim=1).int(),
         voxel_num_points=torch.ones(len(coords), dtype=torch.int32),
         gt_boxes=torch.zeros(1, 0, 7),
         gt_labels=torch.zeros(1, 0, dtype=torch.long),
         frame_ids=("example",),
+        points=torch.cat([frame, centers, voxels[:, 0, 3:]], dim=1),  # for networks that sort them themselves
     )
     return batch.to(device)
 

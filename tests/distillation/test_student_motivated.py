@@ -104,6 +104,17 @@ def test_the_second_stage_is_asked_once_at_the_teachers_own_boxes(scene, make_co
         assert torch.equal(rois[frame, : len(anchors)], scene.teacher_boxes[frame, anchors])
 
 
+def test_frames_of_fewer_representatives_are_filled_up_with_one_of_theirs(scene, make_config, slow_representatives):
+    with torch.no_grad():
+        scene.logits[1, 5:] -= 50.0
+    config = make_config()
+    scene.distil(config)
+    (rois,) = scene.detector.asked
+    counts = [len(samples) for samples in slow_representatives(scene.predictions, config)]
+    assert 0 < counts[1] < counts[0]
+    assert torch.equal(rois[1, counts[1] :], rois[1, :1].expand(counts[0] - counts[1], -1))
+
+
 def test_probability_space_is_bounded_by_alpha(scene, make_config):
     loss = scene.distil(make_config(space="probability", alpha=0.5)).loss.item()
     assert 0.0 < loss < 0.5 < scene.distil(make_config(alpha=0.5)).loss.item()

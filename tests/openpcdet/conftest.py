@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = Path(__file__).resolve().parent / "programs"
-MARK = "RESULT "
-"""What begins the lines that a program wants to be read."""
+from processes import PROGRAMS, results_of
 
 
 @pytest.fixture(scope="session")
@@ -29,21 +22,6 @@ def checkout() -> Path:
     return Path(found.origin).resolve().parents[1]
 
 
-def results_of(command, **variables):
-    """Run a program on CPU with this tree's package; give the results that it printed, and all that it printed."""
-    path = os.pathsep.join(filter(None, [str(ROOT), variables.pop("path", ""), os.environ.get("PYTHONPATH")]))
-    fixed = {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    dropped = ("CAKDP_OPENPCDET_CPU", "CAKDP_NATIVE", "CAKDP_COMPAT", "LOCAL_WORLD_SIZE")
-    inherited = {name: value for name, value in os.environ.items() if name not in dropped}
-    command = [sys.executable, *map(str, command)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**inherited, **fixed, **variables}, cwd=ROOT, timeout=600
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
-    lines = [line.removeprefix(MARK) for line in done.stdout.splitlines() if line.startswith(MARK)]
-    return [json.loads(line) for line in lines], done.stdout + done.stderr
-
-
 @pytest.fixture(scope="session")
 def run_program(checkout):
     """``run_program(name, *arguments, launcher=(), **variables)`` runs a program on OpenPCDet: results, output."""
@@ -51,7 +29,7 @@ def run_program(checkout):
 
     def run(name, *arguments, launcher=(), **variables):
         command = [*launcher, PROGRAMS / name, checkout, *arguments]
-        return results_of(command, path=str(checkout), CAKDP_OPENPCDET_CPU="1", **variables)
+        return results_of(command, checkout, CAKDP_OPENPCDET_CPU="1", **variables)
 
     return run
 

@@ -166,9 +166,9 @@ def test_fresh_branch_expects_nothing():
 
 def test_norms_and_biases_of_the_branch_are_those_of_the_others():
     head = center_head(name="CenterHeadIoU", USE_BIAS_BEFORE_NORM=False, BN_EPS=0.25, BN_MOM=0.5)
-    for name in ("hm", "iou"):
-        conv, norm, _ = getattr(head.heads_list[0], name)[0]
-        assert (conv.bias, norm.eps, norm.momentum) == (None, 0.25, 0.5)
+    (conv, norm, _), (other_conv, other, _) = head.heads_list[0].iou[0], head.heads_list[0].hm[0]
+    assert conv.bias is other_conv.bias is None
+    assert (norm.eps, norm.momentum) == (other.eps, other.momentum)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_openpcdets_own_iou_branch_stays_its_own(features, objects):
     head = center_head(**own)
     assert not has_iou_branch(head)
     assert decode(head, raw_maps(head, features)).iou_logits is None
-    assert "iou_loss_head_0" in trained(head, features, objects)[1]
+    assert "iou_loss" not in trained(head, features, objects)[1]
 
 
 # The loss

@@ -16,7 +16,7 @@ from small_models import CLASSES, NUM_CELLS, batch, build, dataset, shake, stock
 from cakdp_ext.checkpoint import PLAN_KEY, CheckpointError, write_checkpoint
 from cakdp_ext.config import ConfigError, dump_config
 from cakdp_ext.distillation import cells, matching, select_representatives
-from cakdp_ext.openpcdet.batches import to_batch_dict
+from cakdp_ext.openpcdet.batches import to_batch, to_batch_dict
 from cakdp_ext.openpcdet.faces import geometry_of
 from cakdp_ext.pruning import apply_plan, channel_graph, class_logits, masked, plan_to_dict, save_plan, score_filters
 from cakdp_ext.types import OneStageStudent
@@ -250,6 +250,17 @@ def test_masked_full_network_is_the_compact_one(kind, changes, frames):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=1e-4)
     assert (full.cls_logits - expected.cls_logits).abs().max() > 1e-3
     assert found.iou_logits.shape == (2, NUM_CELLS, 3)
+
+
+def test_a_student_that_sorts_the_points_itself_shrinks_alike(frames):
+    voxels = build(student_config(), training=False).eval()
+    points = build(student_config(changes={"VFE": {"NAME": "DynMeanVFE"}}), training=False).eval()
+    points.load_state_dict(voxels.state_dict())
+    geometry = geometry_of(points.dataset)
+    assert channel_graph(points, geometry) == channel_graph(voxels, geometry)
+    only_points = to_batch({name: value for name, value in frames.data.items() if "voxel" not in name})
+    loss = points.train()(to_batch_dict(only_points))[0]["loss"]
+    assert loss.isfinite()
 
 
 @pytest.fixture

@@ -13,10 +13,12 @@ from cakdp_ext.checkpoint import CheckpointError, write_checkpoint
 from cakdp_ext.config import ConfigError, ModelSource, dump_config
 from cakdp_ext.distillation import DistillConfig, FrozenTeacher
 from cakdp_ext.openpcdet.batches import to_batch, to_batch_dict
+from cakdp_ext.openpcdet.build import build_detector
 from cakdp_ext.openpcdet.dense import decode
-from cakdp_ext.openpcdet.faces import with_faces
+from cakdp_ext.openpcdet.faces import geometry_of, with_faces
 from cakdp_ext.openpcdet.teacher import build_teacher
-from cakdp_ext.types import TwoStageTeacher
+from cakdp_ext.pruning.layers import is_tensor_like, values_of, with_values
+from cakdp_ext.types import EncodedScene, TwoStageTeacher
 
 WITH_ANCHORS = {
     "Voxel R-CNN": "kitti_models/voxel_rcnn_car",
@@ -130,6 +132,29 @@ def test_other_boxes_and_none_are_judged(name, frames):
     assert teacher.refine(encoded, boxes[:, :0]).shape == (2, 0, 1)
 
 
+@pytest.mark.parametrize("name", TEACHERS)
+def test_the_second_stage_keeps_its_precision_under_autocast(name, frames):
+    teacher = FrozenTeacher(build(config_of(name), training=False))
+    encoded = teacher.encode(frames)
+    boxes = encoded.predictions.boxes[:, ::7]
+    expected = teacher.refine(encoded, boxes)
+    halves = EncodedScene(encoded.predictions, in_half(encoded.features))
+    assert any(values_of(v).dtype == torch.float16 for v in halves.features.values() if is_tensor_like(v))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(teacher.refine(encoded, boxes), expected)
+        found = teacher.refine(halves, boxes)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0.02)
+
+
+def in_half(value, key=""):
+    """Give what the first stage leaves on a GPU under autocast."""
+    if type(value) is dict:
+        return {name: in_half(item, name) for name, item in value.items()}
+    is_feature = is_tensor_like(value) and ("conv" in key or "features" in key) and "voxel" not in key
+    return with_values(value, values_of(value).half()) if is_feature else value
+
+
 def test_the_batch_of_a_student_is_not_changed(frames):
     keys, tensors = set(frames.data), {k: v.clone() for k, v in frames.data.items() if isinstance(v, torch.Tensor)}
     for name in TEACHERS:
@@ -138,6 +163,17 @@ def test_the_batch_of_a_student_is_not_changed(frames):
         teacher.refine(encoded, encoded.predictions.boxes[:, :5].contiguous())
         assert set(frames.data) == keys, name
         assert all(torch.equal(frames.data[k], v) for k, v in tensors.items()), name
+
+
+def test_a_roi_twice_changes_nothing_for_the_others(frames):
+    teacher = FrozenTeacher(build(config_of("PV-RCNN++"), training=False))
+    encoded = teacher.encode(frames)
+    boxes = encoded.predictions.boxes[:, 30:34]
+    alone = teacher.refine(encoded, boxes.contiguous())
+    twice = teacher.refine(encoded, torch.cat([boxes, boxes[:, :1], boxes[:, :1]], dim=1))
+    torch.testing.assert_close(twice[:, :4], alone, atol=1e-6, rtol=1e-5)
+    elsewhere = teacher.refine(encoded, torch.cat([boxes, encoded.predictions.boxes[:, :2]], dim=1))
+    assert (elsewhere[:, :4] - alone).abs().max() > 1e-4, "its keypoints lie around all RoIs"
 
 
 def test_dynamic_voxels_of_a_teacher_need_points_only(frames):
@@ -155,6 +191,7 @@ def test_dynamic_voxels_of_a_teacher_need_points_only(frames):
         ("kitti_models/second", "SECONDNet has no RoI head; a teacher needs both, as VoxelRCNN has"),
         ("waymo_models/centerpoint", "CenterPoint has no RoI head"),
         ("kitti_models/PartA2_free", "PointRCNN has no dense head"),
+        ("waymo_models/mppnet_e2e_memorybank_inference", "MPPNetE2E judges boxes that it has followed through several"),
     ],
 )
 def test_a_detector_without_two_stages_is_refused(name, lacks, frames, tmp_path):
@@ -164,6 +201,14 @@ def test_a_detector_without_two_stages_is_refused(name, lacks, frames, tmp_path)
         model.encode(frames)
     with pytest.raises(ConfigError, match=lacks):
         build_teacher(teacher_of(config, model, tmp_path), dataset())
+
+
+def test_a_detector_for_the_engine_is_where_its_anchors_are(monkeypatch):
+    moved = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.nn.Module, "cuda", lambda model: moved.append(model) or model)
+    model = build_detector(stock("kitti_models/second"), CLASSES, geometry_of(dataset()))
+    assert moved == [model]
 
 
 def test_a_head_that_is_neither_is_refused(frames):

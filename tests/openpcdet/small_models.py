@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import types
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 
@@ -160,9 +161,10 @@ def provide_scatter():
         module = types.ModuleType("torch_scatter")
         module.scatter_mean = _scatter_mean
         sys.modules["torch_scatter"] = module
-        from pcdet.models.backbones_3d.vfe import dynamic_mean_vfe
+        with suppress(ImportError):  # 0.5.2 has none
+            from pcdet.models.backbones_3d.vfe import dynamic_mean_vfe
 
-        dynamic_mean_vfe.torch_scatter = module
+            dynamic_mean_vfe.torch_scatter = module
 
 
 def _scatter_mean(values, index, dim):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests" / "engine"))
 
+from processes import results_of  # noqa: E402
 from tiny_world import make_world  # noqa: E402
 
 from cakdp_ext.engine.build import restore_student  # noqa: E402
@@ -30,16 +30,13 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run_tool(world, checkout, environment):
-    """``run_tool(name, configuration, *flags, engine=...)`` -> everything that the command printed."""
+def run_tool(world, checkout):
+    """``run_tool(name, configuration, *flags, engine=...)`` runs a command on the tiny world."""
 
     def run(name, configuration, *flags, engine="openpcdet", launcher=()):
-        start = [sys.executable, *launcher, str(ROOT / "tools" / f"{name}.py")]
-        command = [*start, "--cfg", world.cfg(configuration), "--output_dir", str(world.root / "output"), *flags]
-        variables = {**environment, "CAKDP_ENGINE": engine, "OPENPCDET_ROOT": str(checkout)}
-        done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=world.root, timeout=600)
-        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-        return done.stdout + done.stderr
+        command = [*launcher, ROOT / "tools" / f"{name}.py", "--cfg", world.cfg(configuration)]
+        variables = {"CAKDP_ENGINE": engine, "CAKDP_OPENPCDET_CPU": "1", "OPENPCDET_ROOT": str(checkout)}
+        results_of([*command, "--output_dir", world.root / "output", *flags], **variables)
 
     return run
 

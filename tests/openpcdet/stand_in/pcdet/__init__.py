@@ -1,0 +1,3 @@
+"""A stand-in for OpenPCDet: its contract around the built-in engine's networks, for machines that have no OpenPCDet."""
+
+__version__ = "stand-in"
