@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from cakdp_ext import refinement
-from cakdp_ext.detectors.center_head_config import BRANCHES, CenterHeadConfig, CenterHeadIoUConfig
+from cakdp_ext.center_maps import BRANCHES, CenterCells, ClassesOfParts, codes_of
+from cakdp_ext.detectors.center_head_config import CenterHeadConfig, CenterHeadIoUConfig
 from cakdp_ext.detectors.center_losses import heatmap_loss, regression_loss
 from cakdp_ext.detectors.center_targets import CenterTargets, HeadGrid, assign_centers
-from cakdp_ext.detectors.dense_heads import PRIOR_PROBABILITY, start_from_prior
 from cakdp_ext.detectors.post_processing import CommonPostProcessing, detect_centers
 from cakdp_ext.detectors.registry import DENSE_HEADS
 from cakdp_ext.refinement import IoURefinement, refine_scores
@@ -47,7 +47,7 @@ class PartMaps:
     @property
     def codes(self) -> Tensor:
         """The regressed values ``(B, 8, H, W)``."""
-        return torch.cat([self.center, self.center_z, self.dim, self.rot], dim=1)
+        return codes_of(vars(self))
 
 
 CenterOutput = tuple[PartMaps, ...]
@@ -84,13 +84,12 @@ class CenterHead(nn.Module):
         self.labels_of_parts = config.labels_of_parts(class_names)
         self.stride = config.target_assigner_config.feature_map_stride
         self.grid = HeadGrid(geometry, self.stride)
-        labels = torch.tensor([label for part in self.labels_of_parts for label in part])
-        parts = torch.tensor([number for number, part in enumerate(self.labels_of_parts) for _ in part])
+        classes = ClassesOfParts.of([torch.tensor(part) for part in self.labels_of_parts])
         for name, constant in (
             ("centers", geometry.cell_centers(self.stride)),
             ("code_weights", torch.tensor(config.loss_config.loss_weights.code_weights)),
-            ("class_order", labels.argsort()),
-            ("part_of_class", parts[labels.argsort()]),
+            ("class_order", classes.order),
+            ("part_of_class", classes.parts),
         ):
             self.register_buffer(name, constant, persistent=False)
         self.shared_conv = self._conv_block(in_channels)
@@ -109,7 +108,7 @@ class CenterHead(nn.Module):
     def _scores(self, channels: int, num_conv: int, prior: float) -> nn.Module:
         """Make a branch of raw scores whose sigmoids start near ``prior``."""
         branch = self._branch(channels, num_conv)
-        start_from_prior(branch[-1], prior)  # type: ignore[arg-type]
+        refinement.start_from_prior(branch[-1], prior)  # type: ignore[arg-type]
         return branch
 
     def _branch(self, channels: int, num_conv: int) -> nn.Sequential:
@@ -127,6 +126,16 @@ class CenterHead(nn.Module):
     def sites(self) -> PredictionSites:
         """Where the A predictions sit: one a cell, row by row, on the head's device."""
         return PredictionSites(self.centers, None, self.stride, self.num_classes)
+
+    @property
+    def cells(self) -> CenterCells:
+        """The A cells, on the head's device."""
+        return CenterCells(self.centers, self.grid.cell_size)
+
+    @property
+    def classes(self) -> ClassesOfParts:
+        """Who tells which class."""
+        return ClassesOfParts(self.class_order, self.part_of_class)
 
     def forward(self, bev: Tensor) -> CenterOutput:
         """Read the maps.
@@ -156,23 +165,12 @@ class CenterHead(nn.Module):
             Predictions of the A cells, classes in the detector's order; the logits keep their gradient. Where several
             parts say something of a cell, the box is that of the part with the best class.
         """
-        logits = self._by_class([maps.hm for maps in output])
-        boxes = self._boxes_of_parts(output)
-        best = self.part_of_class[logits.detach().argmax(dim=2)]
-        return DensePredictions(logits, boxes.take_along_dim(best[:, :, None, None], dim=2).squeeze(2))
+        logits = self.classes.join([maps.hm for maps in output])
+        return DensePredictions(logits, self.classes.best_boxes(logits, self._boxes_of_parts(output)))
 
-    def _by_class(self, maps: Sequence[Tensor]) -> Tensor:
-        """Bring the parts' maps ``(B, C_part, H, W)`` into ``(B, A, C)``, classes in the detector's order."""
-        return torch.cat([part.flatten(2) for part in maps], dim=1).transpose(1, 2)[:, :, self.class_order]
-
-    @torch.no_grad()
     def _boxes_of_parts(self, output: CenterOutput) -> Tensor:
         """Decode the boxes ``(B, A, P, 7)`` of the P parts."""
-        codes = torch.stack([maps.codes.flatten(2).transpose(1, 2) for maps in output], dim=2)
-        size = codes.new_tensor(self.grid.cell_size)
-        corners = (self.centers - size / 2)[:, None]
-        heading = torch.atan2(codes[..., 7:], codes[..., 6:7])
-        return torch.cat([corners + codes[..., :2] * size, codes[..., 2:3], codes[..., 3:6].exp(), heading], dim=-1)
+        return self.cells.decode([maps.codes for maps in output])
 
     def losses(self, output: CenterOutput, batch: Batch) -> dict[str, Tensor]:
         """Compare the raw maps with the objects of a batch.
@@ -248,7 +246,7 @@ class CenterHeadIoU(CenterHead):
     config: CenterHeadIoUConfig
 
     def _branches(self, num_classes: int) -> dict[str, nn.Module]:
-        return {**super()._branches(num_classes), "iou": self._scores(num_classes, 2, PRIOR_PROBABILITY)}
+        return {**super()._branches(num_classes), "iou": self._scores(num_classes, 2, refinement.PRIOR_PROBABILITY)}
 
     def decode(self, output: CenterOutput) -> DensePredictions:
         """Make boxes of the raw maps, the IoU branch's logits beside them."""
@@ -259,7 +257,7 @@ class CenterHeadIoU(CenterHead):
         maps = [part.iou for part in output if part.iou is not None]
         if len(maps) != len(output):
             raise ValueError("every part needs its iou map; give the output of this head's own forward")
-        return self._by_class(maps)
+        return self.classes.join(maps)
 
     def losses(self, output: CenterOutput, batch: Batch) -> dict[str, Tensor]:
         """Compare the raw maps with the objects of a batch; ``iou_loss`` (Eq. 6) joins the others."""
@@ -268,17 +266,12 @@ class CenterHeadIoU(CenterHead):
             found["iou_loss"] = refinement.center_branch_loss(
                 self.config.iou_head,
                 self._iou_logits(output),
-                refinement.CenterCells(self.centers, self.grid.cell_size),
-                lambda: self._boxes_of_classes(output),
+                self.cells,
+                lambda: self.classes.boxes_of_classes(self._boxes_of_parts(output)),
                 batch.gt_boxes,
                 batch.gt_labels,
             )
         return found
-
-    def _boxes_of_classes(self, output: CenterOutput) -> Tensor:
-        """Decode ``(B, A, 7)`` where one part tells all classes, else ``(B, A, C, 7)``."""
-        boxes = self._boxes_of_parts(output)
-        return boxes[:, :, 0] if len(output) == 1 else boxes[:, :, self.part_of_class]
 
 
 def _start_regressing(module: nn.Module) -> None:

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cakdp_ext.center_maps import BRANCHES, CODE_SIZE
 from cakdp_ext.config import ConfigError
-from cakdp_ext.detectors.center_targets import CODE_SIZE, CenterTargetConfig
+from cakdp_ext.detectors.center_targets import CenterTargetConfig
 from cakdp_ext.detectors.post_processing import CenterPostProcessing
 from cakdp_ext.refinement import CenterIoUHeadConfig
 
-BRANCHES = {"center": 2, "center_z": 1, "dim": 3, "rot": 2}
-"""Regressed maps of every part, in the order of the regression targets, and how many channels they have."""
 _REFUSED = {
     "vel": "velocities are not predicted here: no data set of ours tells them",
     "iou": "an IoU branch is asked for by DENSE_HEAD.NAME: CenterHeadIoU, and by nothing else",

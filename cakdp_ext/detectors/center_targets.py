@@ -10,9 +10,6 @@ from torch import Tensor
 
 from cakdp_ext.types import LidarGeometry
 
-CODE_SIZE = 8
-"""Regressed values of a box: x and y in the cell, z, the logarithms of three sizes, cosine and sine of the heading."""
-
 
 @dataclass(frozen=True)
 class CenterTargetConfig:

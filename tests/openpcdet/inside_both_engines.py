@@ -22,7 +22,8 @@ PARTS = {
     "three parts": [["Pedestrian"], ["Cyclist"], ["Car"]],
 }
 BACKBONES = {"plain": "waymo_models/centerpoint_without_resnet", "residual": "waymo_models/centerpoint"}
-EXACT = {"rtol": 1e-4, "atol": 1e-4}
+EXACT = {"rtol": 1e-6, "atol": 1e-6}
+SAME_BOXES = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def model_config(kind="plain", parts="one part", head="CenterHeadIoU", thresh=0.1, **refinement):
