@@ -110,8 +110,9 @@ def test_dense_predictions(kind, parts, case):
     frames = CASES[case]()
     with torch.no_grad():
         expected, found = (model.eval().predict_dense(frames) for model in (theirs, ours))
-    for name in ("cls_logits", "boxes", "iou_logits"):
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name), **EXACT)
+    torch.testing.assert_close(found.cls_logits, expected.cls_logits, **EXACT)
+    torch.testing.assert_close(found.iou_logits, expected.iou_logits, **EXACT)
+    torch.testing.assert_close(found.boxes, expected.boxes, **SAME_BOXES)
     assert found.cls_logits.shape == (2, NUM_CELLS, 3)
     assert found.cls_logits.std() > 0.1
     torch.testing.assert_close(ours.sites.centers, theirs.sites.centers)
@@ -157,15 +158,15 @@ def test_losses_and_gradients(kind, parts, head, case):
     loss, logged, _ = theirs.train()(to_batch_dict(frames))
     losses = ours.train()(frames).losses
     for name, value in losses.items():
-        assert value.item() == pytest.approx(logged[name], rel=1e-4, abs=1e-6), name
+        assert value.item() == pytest.approx(logged[name], rel=1e-5, abs=1e-7), name
     total = sum(losses.values())
-    assert total.item() == pytest.approx(loss["loss"].item(), rel=1e-4)
+    assert total.item() == pytest.approx(loss["loss"].item(), rel=1e-5)
     loss["loss"].backward()
     total.backward()
     expected = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     for name, parameter in ours.named_parameters():
         scale = expected[name.replace("bias", "weight")].abs().max()  # of a bias before a norm only noise is left
-        assert (parameter.grad - expected[name]).abs().max() <= 1e-4 * scale, name
+        assert (parameter.grad - expected[name]).abs().max() <= 1e-5 * scale, name
 
 
 def in_order(detections):
@@ -198,7 +199,7 @@ def test_detections(kind, parts, head, refinement, case):
         assert len(one.scores) == len(other.scores)
         torch.testing.assert_close(other.scores, one.scores, **EXACT)
         assert torch.equal(other.labels, one.labels)
-        torch.testing.assert_close(other.boxes, one.boxes, **EXACT)
+        torch.testing.assert_close(other.boxes, one.boxes, **SAME_BOXES)
     assert sum(len(other.scores) for other in found) > 8
 
 
@@ -213,7 +214,7 @@ def test_detections_by_threshold_and_number(thresh, most):
         expected, found = (model.eval()(frames) for model in (theirs, ours))
     for one, other in zip(map(in_order, expected), found, strict=True):
         torch.testing.assert_close(other.scores, one.scores, **EXACT)
-        torch.testing.assert_close(other.boxes, one.boxes, **EXACT)
+        torch.testing.assert_close(other.boxes, one.boxes, **SAME_BOXES)
         assert torch.equal(other.labels, one.labels)
 
 
