@@ -18,6 +18,8 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from cakdp_ext.pruning.layers import evaluating, is_convolution, is_sparse_conv, num_filters, num_inputs, weight_of
 from cakdp_ext.pruning.rulebooks import num_pairs
 
+_RESET_WITHIN = 16 * 2**20  # bytes; the kernel counts a process's pages in batches for each processor
+
 
 @dataclass(frozen=True)
 class MacCount:
@@ -149,7 +151,7 @@ def peak_memory(device: torch.device | str) -> Iterator[MemoryPeak]:
 
     Args:
         device: a CUDA device: what torch had allocated there; ``cpu``: the whole process, resident, where the
-            operating system tells (Linux).
+            operating system tells (Linux); else None.
 
     Yields:
         A result that is filled in when the context closes.
@@ -164,22 +166,28 @@ def peak_memory(device: torch.device | str) -> Iterator[MemoryPeak]:
         return
     can_reset = _reset_resident_peak()
     yield peak
-    peak.num_bytes = _resident_peak() if can_reset else None
+    peak.num_bytes = _resident("VmHWM") if can_reset else None
 
 
 def _reset_resident_peak() -> bool:
-    """Set the process's high-water mark to its present size (Linux, ``man 5 proc``: clear_refs)."""
+    """Set the process's high-water mark to its present size (Linux, ``man 5 proc``: clear_refs).
+
+    Returns:
+        Whether that was done. Some sandboxes accept the request and ignore it.
+    """
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
         return False
-    return True
+    peak, size = _resident("VmHWM"), _resident("VmRSS")
+    return peak is not None and size is not None and peak - size < _RESET_WITHIN
 
 
-def _resident_peak() -> int | None:
+def _resident(field: str) -> int | None:
+    """Bytes that ``/proc/self/status`` states in ``field``."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:
         return None
-    lines = [line.split() for line in status.splitlines() if line.startswith("VmHWM:")]
+    lines = [line.split() for line in status.splitlines() if line.startswith(f"{field}:")]
     return 1024 * int(lines[0][1]) if lines else None

@@ -198,6 +198,7 @@ def test_trap_9_the_teacher_sees_only_what_the_loader_gave(both):
     network_of(student).encode = lambda batch: seen.append(set(to_batch_dict(batch))) or encode(batch)
     student(both.batch_dict())
     assert seen == [set(both.batch_dict())]
+    assert student._scene is None, "the batch is kept beyond its step"
 
 
 def test_trap_9_the_teacher_leaves_nothing_in_the_students_batch(both):
