@@ -247,7 +247,8 @@ class FilterScores:
     """How much every filter matters for the category predictions (Eq. 4), summed over frames.
 
     Attributes:
-        values: layer name -> ``(filters,)`` float64, the mean over frames of Eq. 4's term.
+        values: layer name -> ``(filters,)`` float64, the mean over frames of Eq. 4's term; filters that only go
+            together share theirs equally, so that their sum is Eq. 4 without all of them.
         fingerprint: of the model that was scored, weights included.
         removal: ``channel`` or ``zero_weight``.
         split: data split the frames came from.

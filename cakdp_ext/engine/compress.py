@@ -28,7 +28,7 @@ from cakdp_ext.engine.prune import make_plan, require_made_with, required_prunin
 from cakdp_ext.engine.report import Birdview, BirdviewPanel, Report, ReportRow, console_table, render_report
 from cakdp_ext.engine.runs import LOG, RunFolder
 from cakdp_ext.engine.train import TrainRequest, train
-from cakdp_ext.pruning import apply_plan, channel_graph, iou_branch, load_plan, model_fingerprint
+from cakdp_ext.pruning import RANKED, apply_plan, channel_graph, criterion_of, iou_branch, load_plan, model_fingerprint
 from cakdp_ext.refinement import IoURefinement
 from cakdp_ext.types import LidarGeometry, PruningPlan
 
@@ -65,7 +65,8 @@ def compress(config: EasyDict, run: RunFolder, place: Workers, request: TrainReq
     if place.is_main:
         _plan(config, run, Workers(0, 1, place.device), request.num_workers)
     barrier()
-    plan = load_plan(required_pruning(config).plan or run.plan)
+    pruning = required_pruning(config)
+    plan = load_plan(pruning.plan or run.plan)
     if engine_name() == OPENPCDET:
         train_with_openpcdet(config, run, request, place)
     else:
@@ -75,7 +76,7 @@ def compress(config: EasyDict, run: RunFolder, place: Workers, request: TrainReq
     if not place.is_main:
         return None
     report = Report(
-        title=f"{config.CONFIG_FILE}: {plan.keep_ratio:.0%} of the filters",
+        title=f"{config.CONFIG_FILE}: {plan.keep_ratio:.0%} of the filters, by {criterion_of(plan, pruning)}",
         rows=tuple(rows),
         class_names=tuple(config.CLASS_NAMES),
         filters_per_layer={n: (len(plan.keep_indices[n]), total) for n, total in plan.num_filters.items()},
@@ -109,7 +110,7 @@ def _plan(config: EasyDict, run: RunFolder, place: Workers, num_workers: int) ->
     if not pruning.plan and run.plan.is_file():
         source = load_plan(run.plan).source
         require_made_with(source, pruning, str(run.plan))
-        student = unpruned_student(config, build_split(config, pruning.split).geometry)
+        student = unpruned_student(config, build_split(config, str(config.DATA_CONFIG.DATA_SPLIT["test"])).geometry)
         if source.get("scored_model") not in ("", None, model_fingerprint(student)):
             raise ConfigError(
                 f"{run.plan} was made for another student than {pruning.student.ckpt} holds now; "
@@ -118,7 +119,7 @@ def _plan(config: EasyDict, run: RunFolder, place: Workers, num_workers: int) ->
     if pruning.plan or run.plan.is_file():
         LOG.info("pruning plan: %s", pruning.plan or run.plan)
         return
-    if not pruning.scores:
+    if not pruning.scores and pruning.criterion in RANKED:
         score(config, run, place, num_workers)
     make_plan(config, run)
 
