@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from cakdp_ext.engine.runs import LOG, RunFolder
 from cakdp_ext.engine.train import TrainRequest, train
 from cakdp_ext.pruning import RANKED, apply_plan, channel_graph, criterion_of, iou_branch, load_plan, model_fingerprint
 from cakdp_ext.refinement import IoURefinement
-from cakdp_ext.types import LidarGeometry, PruningPlan
+from cakdp_ext.types import Detections, LidarGeometry, PruningPlan
 
 STUDENT = "student"
 
@@ -129,8 +129,9 @@ def _contestants(config: EasyDict, run: RunFolder, plan: PruningPlan, geometry: 
     distill = distill_config(config)
     if distill is not None:
         teacher = load_source_config(distill.teacher, config.CONFIG_FILE)
-        name = teacher.MODEL.NAME
-        yield Contestant("teacher", restore_student(teacher, geometry, distill.teacher.ckpt).model, name, False)
+        model = restore_student(teacher, geometry, distill.teacher.ckpt).model
+        _speak_of(config.CLASS_NAMES, teacher.CLASS_NAMES, model)
+        yield Contestant("teacher", model, teacher.MODEL.NAME, False)
     student = unpruned_student(config, geometry)
     yield Contestant(STUDENT, student, "before the cut")
     yield Contestant("pruned", apply_plan(student, plan, channel_graph(student, geometry)), "not trained again", False)
@@ -147,6 +148,18 @@ def _contestants(config: EasyDict, run: RunFolder, plan: PruningPlan, geometry: 
     mode = from_node(IoURefinement, refinement, "MODEL.POST_PROCESSING.IOU_REFINEMENT").mode
     if mode != "none":
         yield Contestant(f"{trained} + IoU {mode}", result, "the result")
+
+
+def _speak_of(ours: Sequence[str], theirs: Sequence[str], model: nn.Module) -> None:
+    """Let a detector that lists the same classes in another order name its detections by our labels."""
+    if list(ours) == list(theirs):
+        return
+    label = torch.tensor([list(ours).index(name) for name in theirs])
+
+    def renumber(_: nn.Module, __: Any, found: list[Detections]) -> list[Detections]:
+        return [replace(one, labels=label.to(one.labels.device)[one.labels]) for one in found]
+
+    model.register_forward_hook(renumber)
 
 
 def _row(each: Contestant, dataset: LidarDataset, place: Workers, run: RunFolder, num_workers: int) -> ReportRow:
