@@ -14,7 +14,7 @@ from cakdp_ext.detectors.first_stage import FirstStage
 from cakdp_ext.detectors.post_processing import PostProcessingConfig, select_labelled
 from cakdp_ext.detectors.registry import DETECTORS, ROI_HEADS, upper_keys
 from cakdp_ext.detectors.roi_heads import VoxelRCNNHead
-from cakdp_ext.types import Batch, Detections, EncodedScene, LidarGeometry, TrainingOutput
+from cakdp_ext.types import Batch, Detections, EncodedScene, LidarGeometry, TeacherRois, TrainingOutput
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,24 @@ class VoxelRCNN(FirstStage):
         """
         first = self.run_first_stage(batch)
         return EncodedScene(self.dense_head.decode(first.head), first.backbone)
+
+    @torch.no_grad()
+    def propose(self, encoded: EncodedScene) -> TeacherRois:
+        """Choose rois as an evaluation does.
+
+        Args:
+            encoded: of :meth:`encode`, B frames.
+
+        Returns:
+            K rois a frame, without gradient.
+
+        Raises:
+            RuntimeError: in training mode, which has other thresholds.
+        """
+        if self.training:
+            raise RuntimeError("propose gives the rois of an evaluation; call .eval() on the teacher first")
+        found = self.roi_head.propose(encoded.predictions)
+        return TeacherRois(found.rois, found.labels, found.is_valid, found.indices)
 
     def refine(self, encoded: EncodedScene, rois: Tensor) -> Tensor:
         """Judge boxes that this detector need not have proposed.

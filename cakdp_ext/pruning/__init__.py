@@ -5,7 +5,7 @@ question            answer
 ==================  ==================================================================================
 what feeds what     ``trace_channels`` -> ``ChannelGraph`` (layers, groups, what is pinned and why)
 what matters        ``score_filters`` -> ``FilterScores``; ``import_score_table`` reads the authors' tables
-what stays          ``plan_from_scores`` -> ``PruningPlan``; ``PruningConfig`` is MODEL.PRUNING
+what stays          ``plan_from_scores``, ``proportional_plan`` -> ``PruningPlan``; ``PruningConfig`` is MODEL.PRUNING
 the cut             ``apply_plan`` (a new network), ``apply_plan_`` (in place), ``masked`` (as if cut)
 a student           ``channel_graph``, ``inherit_weights``, ``cut_student_`` for detectors that ``predict_dense``
 on disk             ``save_scores``, ``load_scores``, ``save_plan``, ``load_plan``, ``plan_to_dict``, ``plan_from_dict``
@@ -37,8 +37,9 @@ from cakdp_ext.pruning.cost import (
     measure_latency,
     peak_memory,
 )
+from cakdp_ext.pruning.criteria import CAPR, CRITERIA, PROPR, RANKED
 from cakdp_ext.pruning.graph import DEFAULT_SCOPE, ChannelGraph, Filter, ProducerLayer, Slot, trace_channels
-from cakdp_ext.pruning.plan import PruningConfig, plan_from_scores
+from cakdp_ext.pruning.plan import PruningConfig, criterion_of, plan_from_scores, proportional_plan
 from cakdp_ext.pruning.score import score_filters
 from cakdp_ext.pruning.students import (
     channel_graph,
@@ -52,7 +53,11 @@ from cakdp_ext.pruning.students import (
 from cakdp_ext.pruning.surgery import apply_plan, apply_plan_, masked, removed_filters
 
 __all__ = [
+    "CAPR",
+    "CRITERIA",
     "DEFAULT_SCOPE",
+    "PROPR",
+    "RANKED",
     "ChannelGraph",
     "Filter",
     "LatencyStats",
@@ -68,6 +73,7 @@ __all__ = [
     "class_logits",
     "count_macs",
     "count_parameters",
+    "criterion_of",
     "cut_student_",
     "example_batch",
     "import_score_table",
@@ -82,6 +88,7 @@ __all__ = [
     "plan_from_dict",
     "plan_from_scores",
     "plan_to_dict",
+    "proportional_plan",
     "removed_filters",
     "require_match",
     "save_plan",

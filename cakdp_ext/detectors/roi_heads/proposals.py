@@ -21,12 +21,15 @@ class Proposals:
         scores: ``(B, K)`` best class score of the first stage, in [0, 1].
         labels: ``(B, K)`` int64, 0-based class of that score.
         is_valid: ``(B, K)`` bool, False where padded.
+        indices: ``(B, K)`` int64, which of the first stage's predictions they are, 0 where padded; None where that is
+            not on record.
     """
 
     rois: Tensor
     scores: Tensor
     labels: Tensor
     is_valid: Tensor
+    indices: Tensor | None = None
 
 
 @torch.no_grad()
@@ -45,11 +48,13 @@ def propose(predictions: DensePredictions, config: ProposalConfig) -> Proposals:
     num_frames, size = len(predictions.boxes), config.nms_post_maxsize
     boxes = predictions.boxes.float()
     logits, labels = predictions.cls_logits.float().max(dim=-1)
+    indices = labels.new_zeros(num_frames, size)
     padded = Proposals(
         rois=boxes.new_zeros(num_frames, size, 7),
         scores=boxes.new_zeros(num_frames, size),
         labels=labels.new_zeros(num_frames, size),
         is_valid=torch.zeros(num_frames, size, dtype=torch.bool, device=boxes.device),
+        indices=indices,
     )
     frames, rows, ranks = ops.nms_in_frames(
         boxes,
@@ -64,4 +69,5 @@ def propose(predictions: DensePredictions, config: ProposalConfig) -> Proposals:
     padded.scores[frames, ranks] = logits[frames, rows].sigmoid()
     padded.labels[frames, ranks] = labels[frames, rows]
     padded.is_valid[frames, ranks] = True
+    indices[frames, ranks] = rows
     return padded
