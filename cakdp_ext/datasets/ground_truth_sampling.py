@@ -136,8 +136,7 @@ class GroundTruthSampler:
     def restricted_to(self, origins: Collection[str]) -> GroundTruthSampler:
         """Leave out the objects of all other frames, or of all other segments where the database names these."""
         chosen = {
-            name: [entry for entry in entries if origin_of(entry) in origins]
-            for name, entries in self.database.items()
+            name: [entry for entry in entries if origin_of(entry) in origins] for name, entries in self.database.items()
         }
         return replace(self, database=chosen)
 
@@ -202,7 +201,9 @@ class GroundTruthSampler:
             return path, np.fromfile(path, dtype=np.float32)
         path = self.data_path / entry["data"]
         if not path.is_file():
-            raise FileNotFoundError(f"no {path} (DB_DATA_PATH); run tools/make_infos.py, or set USE_SHARED_MEMORY: False")
+            raise FileNotFoundError(
+                f"no {path} (DB_DATA_PATH); run tools/make_infos.py, or set USE_SHARED_MEMORY: False"
+            )
         first, last = entry["global_data_offset"]
         return path, np.array(np.load(path, mmap_mode="r")[first:last], dtype=np.float32)
 
