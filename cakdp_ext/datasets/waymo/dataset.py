@@ -14,8 +14,7 @@ from cakdp_ext.datasets.frame import RawFrame
 from cakdp_ext.datasets.registry import register_dataset
 from cakdp_ext.datasets.waymo.raw import NUM_FEATURES, OUTSIDE_NO_LABEL_ZONES, WaymoFolder
 from cakdp_ext.datasets.waymo.sweeps import SweepSequence
-from cakdp_ext.evaluation import evaluate_waymo
-from cakdp_ext.types import Annotations, Batch, Detections, Evaluation
+from cakdp_ext.types import Batch, Detections
 
 UNKNOWN = "unknown"
 _REFUSED = {
@@ -93,10 +92,6 @@ class WaymoDataset(DescribedFrames):
         """
         self._require_labels("evaluation")
         return [{**info["annos"], "frame_id": self._frame_id(info)} for info in self._infos]
-
-    def evaluate(self, annotations: Annotations) -> Evaluation:
-        """Compute Waymo's AP and APH of the detections of all frames, in the order of the frames."""
-        return evaluate_waymo(self.ground_truth(), annotations, self.class_names)
 
     def _annotation(self, found: Detections) -> dict[str, np.ndarray]:
         labels = found.labels.detach().cpu().numpy()

@@ -34,9 +34,9 @@ def make_waymo_infos(
 ) -> InfoSummary:
     """Write ``<tag>_infos_{train,val}.pkl``, the ground-truth database of train and what describes it.
 
-    The database is ``<tag>_gt_database_train_sampled_<interval>/``, ``<tag>_waymo_dbinfos_train_sampled_<interval>.pkl``
-    and ``..._global.npy`` (all its points in one array); with ``SEQUENCE_CONFIG`` the names end in
-    ``_multiframe_<first>_to_<end>``. It is made in a folder beside the final one and moved when it is complete.
+    The database is ``<tag>_gt_database_train_sampled_<n>/``, ``<tag>_waymo_dbinfos_train_sampled_<n>.pkl`` and, with
+    all its points in one array, ``<tag>_gt_database_train_sampled_<n>_global.npy``; with ``SEQUENCE_CONFIG`` the names
+    end in ``_multiframe_<first>_to_<end>``. It is made in a folder beside the final one and moved when it is complete.
 
     Args:
         data_cfg: the node ``DATA_CONFIG``.
