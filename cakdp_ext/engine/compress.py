@@ -85,11 +85,18 @@ def compress(config: EasyDict, run: RunFolder, place: Workers, request: TrainReq
         environment=_environment(place),
         reference=STUDENT,
         result=rows[-1].name,
-        headline_metrics=tuple(f"{name}_3d/moderate_R40" for name in config.CLASS_NAMES),
+        headline_metrics=_headline_metrics(config),
     )
     render_report(report, run.path)
     LOG.info("\n%s\nreport in %s", console_table(report.rows, report.headline_metrics), run.path / "report.html")
     return report
+
+
+def _headline_metrics(config: EasyDict) -> tuple[str, ...]:
+    """Name the metrics that the paper compares: moderate 3D AP on KITTI, LEVEL_2 APH on Waymo."""
+    if config.MODEL.get("POST_PROCESSING", {}).get("EVAL_METRIC") == "waymo":
+        return tuple(f"OBJECT_TYPE_TYPE_{name.upper()}_LEVEL_2/APH" for name in config.CLASS_NAMES)
+    return tuple(f"{name}_3d/moderate_R40" for name in config.CLASS_NAMES)
 
 
 def _require_sources(config: EasyDict) -> None:
