@@ -10,7 +10,7 @@ the cut             ``apply_plan`` (a new network), ``apply_plan_`` (in place), 
 a student           ``channel_graph``, ``inherit_weights``, ``cut_student_`` for detectors that ``predict_dense``
 on disk             ``save_scores``, ``load_scores``, ``save_plan``, ``load_plan``, ``plan_to_dict``, ``plan_from_dict``
 what belongs        ``model_fingerprint`` (weights), ``architecture_fingerprint`` (names and shapes)
-what it costs       ``count_parameters``, ``count_macs``, ``measure_latency``, ``peak_memory``
+what it costs       ``count_parameters``, ``count_macs``, ``count_macs_by``, ``measure_latency``, ``peak_memory``
 ==================  ==================================================================================
 
 The folder knows no detector and no engine: it works on any network of convolutions (dense or spconv), linear layers,
@@ -29,10 +29,13 @@ from cakdp_ext.pruning.artefacts import (
     save_scores,
 )
 from cakdp_ext.pruning.cost import (
+    EXACT,
+    THOP,
     LatencyStats,
     MacCount,
     MemoryPeak,
     count_macs,
+    count_macs_by,
     count_parameters,
     measure_latency,
     peak_memory,
@@ -56,8 +59,10 @@ __all__ = [
     "CAPR",
     "CRITERIA",
     "DEFAULT_SCOPE",
+    "EXACT",
     "PROPR",
     "RANKED",
+    "THOP",
     "ChannelGraph",
     "Filter",
     "LatencyStats",
@@ -72,6 +77,7 @@ __all__ = [
     "channel_graph",
     "class_logits",
     "count_macs",
+    "count_macs_by",
     "count_parameters",
     "criterion_of",
     "cut_student_",
