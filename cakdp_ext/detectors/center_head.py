@@ -138,16 +138,6 @@ class CenterHead(nn.Module):
         """Who tells which class."""
         return ClassesOfParts(self.class_order, self.part_of_class)
 
-    @property
-    def cells(self) -> CenterCells:
-        """The A cells, on the head's device."""
-        return CenterCells(self.centers, self.grid.cell_size)
-
-    @property
-    def classes(self) -> ClassesOfParts:
-        """Who tells which class."""
-        return ClassesOfParts(self.class_order, self.part_of_class)
-
     def forward(self, bev: Tensor) -> CenterOutput:
         """Read the maps.
 
