@@ -1,4 +1,4 @@
-"""What is known about every voxel? The sparse U-Net of Part-A2: down to a bird's-eye view, and back up to the voxels."""
+"""What is known about every voxel? The sparse U-Net of Part-A2: down to a view from above, and back up to voxels."""
 
 from __future__ import annotations
 
