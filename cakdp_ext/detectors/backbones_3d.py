@@ -126,7 +126,9 @@ class VoxelBackBone8x(nn.Module):
             Every scale; frames or batches without voxels have none at any scale, and every parameter is in the graph.
         """
         with float32_on_cpu(features.device):
-            voxels = spconv.SparseConvTensor(features.float(), voxel_coords.int(), self.spatial_shape, batch_size)
+            voxels = spconv.SparseConvTensor(
+                features.float(), voxel_coords.int().contiguous(), self.spatial_shape, batch_size
+            )
             scales, current = {}, self.conv_input(voxels)
             for name in SCALES:
                 scales[f"x_{name}"] = current = getattr(self, name)(current)
