@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cakdp_ext.cpu_memory import keep_freed_memory
+
 
 @dataclass(frozen=True)
 class Workers:
@@ -50,6 +52,8 @@ def workers(device: str | None = None, launcher: str = "none", port: int = 18888
     place = Workers(rank, world_size, _pick_device(device, int(os.environ.get("LOCAL_RANK", "0"))))
     if place.device.type == "cuda":
         torch.cuda.set_device(place.device)
+    else:
+        keep_freed_memory()
     if world_size > 1:
         _join(place, "first")
     try:

@@ -20,9 +20,11 @@ def use_cpu() -> None:
         return
     _check_machine()
     from cakdp_ext.checkpoint import allow_numpy_scalars
+    from cakdp_ext.cpu_memory import keep_freed_memory
     from cakdp_ext.openpcdet.cpu import children, devices, distributed
     from cakdp_ext.openpcdet.versions import restore_numpy_names
 
+    keep_freed_memory()
     devices.stay_on_cpu()
     distributed.use_gloo()
     allow_numpy_scalars()
