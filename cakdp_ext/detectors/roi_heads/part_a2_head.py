@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from cakdp_ext.detectors.backbones_3d import float32_on_cpu, same_scale
-from cakdp_ext.detectors.box_coder import ResidualCoder
 from cakdp_ext.detectors.part_head import PartPredictions
 from cakdp_ext.detectors.point_features import PointFeatures
 from cakdp_ext.detectors.registry import ROI_HEADS
 from cakdp_ext.detectors.roi_heads.part_pooling import FilledCells, RoiAwarePoolConfig, pool_parts
-from cakdp_ext.detectors.roi_heads.roi_config import ProposalPhasesConfig, RoiLossConfig, RoiTargetConfig
+from cakdp_ext.detectors.roi_heads.roi_config import RoiHeadConfig
+from cakdp_ext.detectors.roi_heads.roi_head import RoiHead
 from cakdp_ext.detectors.roi_heads.roi_layers import branch_layers, shared_layers
-from cakdp_ext.detectors.roi_heads.voxel_rcnn_head import RoiOutput
 from cakdp_ext.detectors.sparse import spconv
 from cakdp_ext.types import LidarGeometry
 
@@ -24,7 +24,7 @@ HIDDEN = 64
 PART_CHANNELS = 4
 """Three coordinates and the score of being an object."""
 AT_ONCE = 128
-"""Rois of a frame that are judged at once in eval mode, which bounds the memory that they take."""
+"""Rois that are pooled at once in eval mode, which bounds the memory that they take."""
 
 
 @dataclass(frozen=True)
@@ -40,103 +40,90 @@ class PartScene:
     said: PartPredictions
 
 
-@dataclass(frozen=True)
-class PartA2FCHeadConfig:
+@dataclass(frozen=True, kw_only=True)
+class PartA2FCHeadConfig(RoiHeadConfig):
     """A ROI_HEAD section of NAME PartA2FCHead.
 
     Attributes:
         shared_fc: widths of the layers that both branches share.
         cls_fc: widths of the class branch.
         reg_fc: widths of the box branch.
-        nms_config: how proposals are chosen.
         roi_aware_pool: how a roi is divided.
         seg_mask_score_thresh: score below which a point's part location counts as 0.
-        target_config: how rois are sampled in training.
-        loss_config: what they are trained with.
         dp_ratio: dropout between shared layers and behind the first layer of a branch.
         disable_part: pool the points' coordinates in place of their part locations.
-        class_agnostic: must be True: one logit and one box a roi, whatever its class.
     """
 
     shared_fc: tuple[int, ...]
     cls_fc: tuple[int, ...]
     reg_fc: tuple[int, ...]
-    nms_config: ProposalPhasesConfig
     roi_aware_pool: RoiAwarePoolConfig
     seg_mask_score_thresh: float
-    target_config: RoiTargetConfig
-    loss_config: RoiLossConfig
     dp_ratio: float = 0.0
     disable_part: bool = False
-    class_agnostic: bool = True
-
-    def __post_init__(self) -> None:
-        if not self.class_agnostic:
-            raise ValueError("CLASS_AGNOSTIC must be True: this head gives one logit and one box a roi")
 
 
 @ROI_HEADS.register("PartA2FCHead")
-class PartA2FCHead(nn.Module):
+class PartA2FCHead(RoiHead):
     """Pools part locations and features in the cells of each roi, then judges the roi and refines its box.
 
     Part locations are averaged, features maximised; each goes through two submanifold convolutions over the filled
-    cells. Both branches share one rulebook.
+    cells. Both branches share one rulebook. A roi without points is judged by its emptiness.
 
     Args:
         config: the section's keys.
-        in_channels: features of a point.
+        channels: widths of what it looks at; ``points`` is that of a point's features.
         geometry: range and voxel grid of the points.
 
     Source: Part-A2 (Shi et al., "From Points to Parts", TPAMI 2020), section 3.2, with OpenPCDet's tensor names.
     """
 
     Config = PartA2FCHeadConfig
+    View = PartScene
 
-    def __init__(self, config: PartA2FCHeadConfig, in_channels: int, geometry: LidarGeometry) -> None:
-        super().__init__()
+    def __init__(self, config: PartA2FCHeadConfig, channels: Mapping[str, int], geometry: LidarGeometry) -> None:
+        super().__init__(config)
         pooling = config.roi_aware_pool
-        width = pooling.num_features // 2
-        self.config = config
-        self.coder = ResidualCoder()
+        width, pooled = pooling.num_features // 2, pooling.num_features * pooling.pool_size**3
+        shared = (pooled, *config.shared_fc)[-1]
         self.conv_part = _branch(PART_CHANNELS, width)
-        self.conv_rpn = _branch(in_channels, width)
-        self.shared_fc_layer = shared_layers(
-            pooling.num_features * pooling.pool_size**3, config.shared_fc, config.dp_ratio
-        )
-        shared = (pooling.num_features * pooling.pool_size**3, *config.shared_fc)[-1]
+        self.conv_rpn = _branch(channels["points"], width)
+        self.shared_fc_layer = shared_layers(pooled, config.shared_fc, config.dp_ratio)
         self.cls_layers = branch_layers(shared, config.cls_fc, 1, config.dp_ratio, spread=0.01)
         self.reg_layers = branch_layers(shared, config.reg_fc, self.coder.code_size, config.dp_ratio, spread=0.001)
 
-    def forward(self, scene: PartScene, rois: Tensor) -> RoiOutput:
+    def judge(self, view: PartScene, rois: Tensor) -> tuple[Tensor, Tensor]:
         """Judge rois.
 
         Args:
-            scene: points of B frames.
-            rois: ``(B, K, 7)`` metres and radians; padding of zeros holds no point and is judged by that.
+            view: points of B frames.
+            rois: ``(B, K, 7)`` metres and radians, at least one.
 
         Returns:
-            One row a roi, in the given order; no rows for K = 0.
+            ``(B * K, 1)`` raw logits and ``(B * K, 7)`` residuals, in the order of the rois.
         """
-        if rois.shape[1] == 0:
-            return RoiOutput(rois.new_zeros(len(rois), 0, 1), rois.new_zeros(len(rois), 0, self.coder.code_size))
-        if self.training:
-            return self._judge(scene, rois)
-        parts = [self._judge(scene, some) for some in rois.split(AT_ONCE, dim=1)]
-        return RoiOutput(*(torch.cat([getattr(p, name) for p in parts], dim=1) for name in ("cls_logits", "deltas")))
+        features = self.shared_features(view, rois).flatten(0, 1)
+        return self.cls_layers(features), self.reg_layers(features)
 
-    def _judge(self, scene: PartScene, rois: Tensor) -> RoiOutput:
-        num_frames, num_rois = rois.shape[:2]
-        cells = pool_parts(scene.points, self._parts(scene), rois, self.config.roi_aware_pool)
-        values = self._convolve(cells, num_frames * num_rois)
-        pooled = cells.scatter(values, num_frames * num_rois, self.config.roi_aware_pool.pool_size)
-        features = self.shared_fc_layer(pooled)
-        outputs = (layers(features).float() for layers in (self.cls_layers, self.reg_layers))
-        return RoiOutput(*(rows.view(num_frames, num_rois, -1) for rows in outputs))
+    def shared_features(self, view: PartScene, rois: Tensor) -> Tensor:
+        """Give ``(B, K, SHARED_FC[-1])`` features of the rois ``(B, K, 7)``.
 
-    def _parts(self, scene: PartScene) -> Tensor:
+        In eval mode, where rois do not depend on each other, only so many are pooled at once.
+        """
+        parts = self._parts(view)
+        at_once = rois.shape[1] if self.training else max(1, AT_ONCE // len(rois))
+        return torch.cat([self._features(view.points, parts, some) for some in rois.split(at_once, dim=1)], dim=1)
+
+    def _features(self, points: PointFeatures, parts: Tensor, rois: Tensor) -> Tensor:
+        num_rois, pooling = rois.shape[0] * rois.shape[1], self.config.roi_aware_pool
+        cells = pool_parts(points, parts, rois, pooling)
+        pooled = cells.scatter(self._convolve(cells, num_rois), num_rois, pooling.pool_size)
+        return self.shared_fc_layer(pooled).unflatten(0, rois.shape[:2])
+
+    def _parts(self, view: PartScene) -> Tensor:
         """Give ``(N, 4)``: part locations, 0 for what hardly is an object, and the score, without gradient."""
-        scores = scene.said.scores.detach().unsqueeze(1)
-        places = scene.points.xyz if self.config.disable_part else scene.said.parts
+        scores = view.said.scores.detach().unsqueeze(1)
+        places = view.points.xyz if self.config.disable_part else view.said.parts
         return torch.cat((places.masked_fill(scores < self.config.seg_mask_score_thresh, 0.0), scores), dim=1)
 
     def _convolve(self, cells: FilledCells, num_rois: int) -> Tensor:
