@@ -54,15 +54,20 @@ def pruning_config(config: Mapping[str, Any]) -> PruningConfig | None:
 
 
 def load_source_config(source: ModelSource, config_file: str) -> EasyDict:
-    """Read the YAML of a model that another YAML names.
+    """Read the YAML of a model that another YAML names; OpenPCDet's may lie in its own folders."""
+    file = source_file(source, config_file)
+    return resolve(file, root=openpcdet_root()) if engine_name() == OPENPCDET else load_config(file)
+
+
+def source_file(source: ModelSource, config_file: str) -> Path:
+    """Find the YAML of a model that another YAML names.
 
     It is looked for as bases are: beside the file that names it, then from the working directory, then from every
-    folder above the file; OpenPCDet's may lie in its own folders.
+    folder above the file.
     """
     named = Path(config_file)
     places = (named.parent, Path(), *named.parents, *named.resolve().parents)
-    file = next((place / source.cfg for place in places if (place / source.cfg).is_file()), Path(source.cfg))
-    return resolve(file, root=openpcdet_root()) if engine_name() == OPENPCDET else load_config(file)
+    return next((place / source.cfg for place in places if (place / source.cfg).is_file()), Path(source.cfg))
 
 
 def build_full(config: Mapping[str, Any], geometry: LidarGeometry) -> nn.Module:

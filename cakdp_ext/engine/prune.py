@@ -166,7 +166,7 @@ def _by_scores(config: EasyDict, pruning: PruningConfig, run: RunFolder) -> Prun
     """Plan from the run folder's scores, which must be whole, or from those that the YAML names."""
     dataset = scoring_frames(config)
     model, graph = _student_graph(config, dataset.geometry)
-    scores = _named_scores(pruning.scores, graph) if pruning.scores else _own_scores(run, pruning, dataset)
+    scores = named_scores(pruning.scores, graph) if pruning.scores else _own_scores(run, pruning, dataset)
     if scores.fingerprint and scores.fingerprint != model_fingerprint(model):
         raise ConfigError(
             f"{pruning.scores or run.scores} holds the scores of another model than {pruning.student.ckpt}; "
@@ -188,8 +188,8 @@ def _student_graph(config: EasyDict, geometry: LidarGeometry) -> tuple[nn.Module
         return model, channel_graph(model, geometry)
 
 
-def _named_scores(path: str, graph: ChannelGraph) -> FilterScores:
-    """Scores that the YAML names; a ``.txt`` is a table of the paper's authors."""
+def named_scores(path: str, graph: ChannelGraph) -> FilterScores:
+    """Read a file of scores; a ``.txt`` is a table of the paper's authors."""
     return import_score_table(path, graph) if path.endswith(".txt") else load_scores(path)
 
 
