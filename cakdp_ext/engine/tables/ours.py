@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -93,6 +93,7 @@ class Measurer:
         self.settings = settings
         self._costs: dict[str, tuple[int, dict[str, float]]] = {}
         self._frames: dict[str, list[Batch]] = {}
+        self._graphs: dict[str, ChannelGraph] = {}
 
     def measure(self, cfg: Path) -> Measured:
         """Measure what a YAML describes, trained or not.
@@ -115,34 +116,33 @@ class Measurer:
         model = build_full(config, geometry)
         pruning, plan, cut_by = pruning_config(config), None, ""
         if pruning is not None:
-            graph = channel_graph(model, geometry)
+            graph = partial(self._graph, _identity(config, geometry, None), model, geometry)
             plan, cut_by = self._plan(config, pruning, graph, run.plan)
             if plan is None:
                 return Measured(None, {}, "?", metrics)
-            apply_plan_(model, plan, graph)
+            apply_plan_(model, plan, graph())
         return Measured(*self._cost(_identity(config, geometry, plan), model, config), cut_by, metrics)
 
+    def _graph(self, key: str, model: nn.Module, geometry: LidarGeometry) -> ChannelGraph:
+        if key not in self._graphs:
+            self._graphs[key] = channel_graph(model, geometry)
+        return self._graphs[key]
+
     def _plan(
-        self, config: EasyDict, pruning: PruningConfig, graph: ChannelGraph, of_run: Path
+        self, config: EasyDict, pruning: PruningConfig, graph: Callable[[], ChannelGraph], of_run: Path
     ) -> tuple[PruningPlan | None, str]:
         """Find or make the plan of a pruned row, and say by what; None where nothing tells it."""
         file = Path(pruning.plan or of_run)
         if file.is_file():
             return load_plan(file), file.name
+        ratio, least = pruning.keep_ratio, pruning.min_filters
         if pruning.criterion == PROPR:
-            return proportional_plan(graph, pruning.keep_ratio, min_filters=pruning.min_filters), PROPR
-        student = source_file(pruning.student, config.CONFIG_FILE)
-        scores = pruning.scores or self._scores_of(student.resolve())
+            return proportional_plan(graph(), ratio, min_filters=least), PROPR
+        scores = pruning.scores or self._scores_of(source_file(pruning.student, config.CONFIG_FILE).resolve())
         if scores is None:
             return None, "?"
-        plan = plan_from_scores(
-            named_scores(scores, graph),
-            graph,
-            pruning.keep_ratio,
-            criterion=pruning.criterion,
-            min_filters=pruning.min_filters,
-        )
-        return plan, "scores"
+        values = named_scores(scores, graph())
+        return plan_from_scores(values, graph(), ratio, criterion=pruning.criterion, min_filters=least), "scores"
 
     def _scores_of(self, student: Path) -> str | None:
         """The scores that were given for a student's YAML."""
