@@ -157,8 +157,8 @@ def from_node(cls: type[T], node: Mapping[str, Any] | None, where: str) -> T:
     Args:
         cls: a dataclass; field ``score_thresh`` is read from ``SCORE_THRESH``; a field whose type is itself a
             dataclass is read from the mapping of that name.
-        node: the mapping; None stands for an empty one. A key that the class does not know may be there with null, which
-            takes away what a base has.
+        node: the mapping; None stands for an empty one. A key that the class does not know may be there with null,
+            which takes away what a base has.
         where: what errors call it, e.g. ``MODEL.DISTILL in cfgs/kitti/second_cakdp.yaml``.
 
     Raises:
