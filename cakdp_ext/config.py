@@ -157,15 +157,17 @@ def from_node(cls: type[T], node: Mapping[str, Any] | None, where: str) -> T:
     Args:
         cls: a dataclass; field ``score_thresh`` is read from ``SCORE_THRESH``; a field whose type is itself a
             dataclass is read from the mapping of that name.
-        node: the mapping; None stands for an empty one.
+        node: the mapping; None stands for an empty one. A key that the class does not know may be there with null,
+            which takes away what a base has.
         where: what errors call it, e.g. ``MODEL.DISTILL in cfgs/kitti/second_cakdp.yaml``.
 
     Raises:
         ConfigError: for an unknown key (the valid ones are listed), a missing one, or a value the class refuses.
     """
-    node = {} if node is None else node
+    node = node or {}
     hints = typing.get_type_hints(cls)
     fields = {f.name.upper(): f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    node = {key: value for key, value in node.items() if key in fields or value is not None}
     unknown = [key for key in node if key not in fields]
     if unknown:
         raise ConfigError(f"unknown key {', '.join(unknown)} in {where}; valid keys: {', '.join(fields)}")

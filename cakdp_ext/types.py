@@ -137,12 +137,14 @@ class PredictionSites:
         anchors: ``(A, 7)`` boxes of an anchor head; None for a center head.
         stride: cumulative stride of the head's map with respect to the voxel grid.
         num_classes: how many classes the head tells apart.
+        class_names: their names by label; empty where they are not told apart, or nobody knows.
     """
 
     centers: Tensor
     anchors: Tensor | None
     stride: int
     num_classes: int
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,24 @@ class EncodedScene:
     features: Any
 
 
+@dataclass(frozen=True)
+class TeacherRois:
+    """What a two-stage detector's own first stage proposes, padded to K a frame.
+
+    Attributes:
+        rois: ``(B, K, 7)``, as they go to its second stage, padding included.
+        labels: ``(B, K)`` int64, 0-based class that the first stage gave; anything where padded.
+        is_valid: ``(B, K)`` bool, False where padded.
+        indices: ``(B, K)`` int64, which of the first stage's predictions each one is; None where a center head found
+            them, whose cells are told by the boxes themselves.
+    """
+
+    rois: Tensor
+    labels: Tensor
+    is_valid: Tensor
+    indices: Tensor | None = None
+
+
 @runtime_checkable
 class OneStageStudent(Protocol):
     """A detector that can be distilled: calling it in training mode gives losses and dense predictions."""
@@ -242,12 +262,22 @@ class TwoStageTeacher(Protocol):
         ...
 
 
+@runtime_checkable
+class ProposingTeacher(TwoStageTeacher, Protocol):
+    """A two-stage teacher that also says where it would look itself."""
+
+    def propose(self, encoded: EncodedScene) -> TeacherRois:
+        """Give the RoIs of its own evaluation: what its NMS leaves of its first stage."""
+        ...
+
+
 @dataclass(frozen=True)
 class FilterScores:
     """How much every filter matters for the category predictions (Eq. 4), summed over frames.
 
     Attributes:
-        values: layer name -> ``(filters,)`` float64, the mean over frames of Eq. 4's term.
+        values: layer name -> ``(filters,)`` float64, the mean over frames of Eq. 4's term; filters that only go
+            together share theirs equally, so that their sum is Eq. 4 without all of them.
         fingerprint: of the model that was scored, weights included.
         removal: ``channel`` or ``zero_weight``.
         split: data split the frames came from.

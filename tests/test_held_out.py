@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cakdp_ext.config import ConfigError
-from cakdp_ext.held_out import HELD_OUT, evenly_spaced, frames_of
+from cakdp_ext.held_out import HELD_OUT, evenly_spaced, frames_of, segments_held_out
 
 FRAMES = [f"{i:06d}" for i in range(10)]
 
@@ -33,3 +33,26 @@ def test_nothing_held_out_is_no_split():
 def test_all_frames_held_out():
     with pytest.raises(ConfigError, match="NUM_HELD_OUT is 10, but the training split has 10 frames"):
         frames_of("train", FRAMES, 10)
+
+
+SEGMENTS = ["a"] * 3 + ["b"] * 2 + ["c"] * 4 + ["d"]
+
+
+@pytest.mark.parametrize(
+    ("count", "segments"),
+    [(0, []), (1, ["a"]), (3, ["a"]), (4, ["a", "d"]), (5, ["a", "c", "d"]), (8, ["a", "c", "d"])],
+)
+def test_the_fewest_evenly_spaced_segments_that_hold_enough_frames(count, segments):
+    assert segments_held_out(SEGMENTS, count) == segments
+
+
+def test_no_segment_is_in_both_parts():
+    held_out, trained_on = frames_of(HELD_OUT, FRAMES, 4, SEGMENTS), frames_of("train", FRAMES, 4, SEGMENTS)
+    assert sorted(held_out + trained_on) == FRAMES
+    assert held_out == ["000000", "000001", "000002", "000009"]
+    assert len(trained_on) == 6
+
+
+def test_a_segment_must_remain():
+    with pytest.raises(ConfigError, match="NUM_HELD_OUT is 9: segments are held out whole, and none of the 4"):
+        frames_of("train", FRAMES, 9, SEGMENTS)

@@ -1,4 +1,4 @@
-"""Prepare KITTI, or data in its layout: ``python tools/make_infos.py --cfg cfgs/datasets/kitti.yaml``.
+"""Prepare KITTI, Waymo, or data in their layouts: ``python tools/make_infos.py --cfg cfgs/datasets/kitti.yaml``.
 
 The info files and the ground-truth database have the content and format of OpenPCDet's, and either reads the other's.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cakdp_ext.config import load_config
-from cakdp_ext.datasets import make_infos
+from cakdp_ext.datasets import make_infos, make_waymo_infos
 from cakdp_ext.engine.cli import run_command
 
 
@@ -27,8 +27,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.cfg is None and args.data_path is None:
         parser.error("give --cfg, --data_path, or both")
     config = load_config(args.cfg) if args.cfg else {}
-    data_path = args.data_path or Path(config.get("DATA_CONFIG", config)["DATA_PATH"])
-    summary = make_infos(data_path, args.workers)
+    data = config.get("DATA_CONFIG", config)
+    data_path = args.data_path or Path(data["DATA_PATH"])
+    if data.get("DATASET") == "WaymoDataset":
+        summary = make_waymo_infos(data, data_path, args.workers)
+    else:
+        summary = make_infos(data_path, args.workers)
     print(f"written to {data_path}")
     for split, count in summary.num_frames.items():
         print(f"{count:6} frames of {split}")

@@ -1,6 +1,7 @@
 """Generate street scenes: ``python tools/make_scenes.py --cfg cfgs/synthetic/scenes.yaml --out data/scenes``.
 
-The folder gets KITTI's raw layout. Frames depend on the configuration alone, not on the number of workers; a folder
+The folder gets KITTI's raw layout, or with ``--layout waymo`` that of Waymo's processed segments (cfgs/synthetic/
+waymo_scenes.yaml). Frames depend on the configuration alone, not on the number of workers; a folder
 that holds the same scenes already is left as it is.
 """
 
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cakdp_ext.datasets.scenes import read_scene_config, write_scenes
+from cakdp_ext.datasets.scenes.writer import LAYOUTS
 from cakdp_ext.engine.cli import run_command
 
 
@@ -20,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", required=True, help="YAML of the scenes")
     parser.add_argument("--out", type=Path, required=True, help="folder of the data set")
+    parser.add_argument("--layout", choices=LAYOUTS, default="kitti", help="of the files (default: kitti)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace generated scenes of another configuration and all beside them"
@@ -30,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     args = parser.parse_args(argv)
     config = read_scene_config(args.cfg, args.overrides)
-    summary = write_scenes(config, args.out, workers=args.workers, overwrite=args.overwrite)
+    summary = write_scenes(config, args.out, layout=args.layout, workers=args.workers, overwrite=args.overwrite)
     print(f"{'already there' if summary.reused else 'written'}: {args.out}")
     print(f"{summary.num_frames:6} frames of {summary.mean_points:.0f} points on average")
     for name, count in summary.objects.items():

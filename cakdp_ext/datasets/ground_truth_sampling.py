@@ -16,6 +16,8 @@ from cakdp_ext.datasets.frame import RawFrame
 from cakdp_ext.pickles import load_arrays
 
 Entry = Mapping[str, Any]
+_BACKUP_KEYS = ("DB_INFO_PATH", "DB_DATA_PATH", "NUM_POINT_FEATURES")
+_SAME_TIME = 1e-6
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,13 @@ class SamplingSettings:
         remove_extra_width: by how much pasted boxes grow in x, y and z when the points in them are removed, metres.
         num_point_features: values a stored point.
         database_with_fakelidar: the box format of databases before OpenPCDet 0.3, which is not read.
+        use_shared_memory: take the points from ``db_data_path``, which all processes map into memory, and not from
+            one file an object.
+        db_data_path: one ``.npy`` of all objects' points for each of ``db_info_path``.
+        backup_db_info: ``DB_INFO_PATH``, ``DB_DATA_PATH`` and ``NUM_POINT_FEATURES`` of the database to take where
+            ``db_info_path`` is not there: one of several sweeps, of which a single sweep uses the latest.
+        filter_obj_points_by_timestamp: paste only points whose last value, their age, lies in ``time_range``.
+        time_range: seconds, in either order.
     """
 
     db_info_path: tuple[str, ...]
@@ -41,6 +50,11 @@ class SamplingSettings:
     remove_extra_width: tuple[float, float, float] = (0.0, 0.0, 0.0)
     num_point_features: int = 4
     database_with_fakelidar: bool = False
+    use_shared_memory: bool = False
+    db_data_path: tuple[str, ...] = ()
+    backup_db_info: Mapping[str, Any] = field(default_factory=dict)
+    filter_obj_points_by_timestamp: bool = False
+    time_range: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         unknown = set(self.prepare) - {"filter_by_min_points", "filter_by_difficulty"}
@@ -50,6 +64,26 @@ class SamplingSettings:
             )
         if self.database_with_fakelidar:
             raise ValueError("DATABASE_WITH_FAKELIDAR: True is not read; make the database again with make_infos.py")
+        if self.use_shared_memory and len(self.db_data_path) != len(self.db_info_path):
+            raise ValueError("USE_SHARED_MEMORY needs one file in DB_DATA_PATH for each of DB_INFO_PATH")
+        if self.backup_db_info and set(self.backup_db_info) != set(_BACKUP_KEYS):
+            raise ValueError(
+                f"BACKUP_DB_INFO takes {', '.join(_BACKUP_KEYS)}, got {', '.join(self.backup_db_info) or 'none'}"
+            )
+
+    def of_files(self, data_path: Path) -> SamplingSettings:
+        """Give these settings, or those of the backup where the database is not there and the backup is."""
+        backup = self.backup_db_info
+        if not backup or (data_path / self.db_info_path[0]).is_file():
+            return self
+        if not (data_path / backup["DB_INFO_PATH"]).is_file():
+            return self
+        return replace(
+            self,
+            db_info_path=(backup["DB_INFO_PATH"],),
+            db_data_path=(backup["DB_DATA_PATH"],),
+            num_point_features=int(backup["NUM_POINT_FEATURES"]),
+        )
 
     @property
     def counts(self) -> dict[str, int]:
@@ -89,19 +123,20 @@ class GroundTruthSampler:
             ConfigError: for an unknown key or a count that is no number.
             FileNotFoundError: when the database is missing.
         """
-        settings = from_node(SamplingSettings, node, "gt_sampling of AUG_CONFIG_LIST")
+        settings = from_node(SamplingSettings, node, "gt_sampling of AUG_CONFIG_LIST").of_files(data_path)
         database: dict[str, list[Entry]] = {name: [] for name in settings.counts if name in class_names}
-        for name in settings.db_info_path:
+        for number, name in enumerate(settings.db_info_path):
             stored = _read_database(data_path / name)
+            data = settings.db_data_path[number] if settings.use_shared_memory else None
             for group, entries in database.items():
-                entries += filter(settings.admits, stored.get(group, ()))
+                admitted = filter(settings.admits, stored.get(group, ()))
+                entries += [{**entry, "data": data} for entry in admitted] if data else admitted
         return cls(settings, database, data_path)
 
-    def restricted_to(self, frame_ids: Collection[str]) -> GroundTruthSampler:
-        """Leave out the objects of all other frames."""
+    def restricted_to(self, origins: Collection[str]) -> GroundTruthSampler:
+        """Leave out the objects of all other frames, or of all other segments where the database names these."""
         chosen = {
-            name: [entry for entry in entries if entry["image_idx"] in frame_ids]
-            for name, entries in self.database.items()
+            name: [entry for entry in entries if origin_of(entry) in origins] for name, entries in self.database.items()
         }
         return replace(self, database=chosen)
 
@@ -135,7 +170,10 @@ class GroundTruthSampler:
                 )
             lift = lift_onto_ground(boxes, frame.ground)
         boxes[:, 2] += lift
-        objects = [self._object_points(entry, box) for entry, box in zip(entries, boxes, strict=True)]
+        objects = [
+            self._of_sweeps(self._object_points(entry, box), frame.points.shape[1])
+            for entry, box in zip(entries, boxes, strict=True)
+        ]
         grown = boxes.copy()
         grown[:, 3:6] += self.settings.remove_extra_width
         scenery = frame.points[~_inside_any(frame.points, grown)]
@@ -147,8 +185,7 @@ class GroundTruthSampler:
         )
 
     def _object_points(self, entry: Entry, box: np.ndarray) -> np.ndarray:
-        path = self.data_path / entry["path"]
-        points = np.fromfile(path, dtype=np.float32)
+        path, points = self._stored_points(entry)
         if points.size != entry["num_points_in_gt"] * self.settings.num_point_features:
             raise ValueError(
                 f"{path} holds {points.size} numbers, the database says {entry['num_points_in_gt']} points of "
@@ -157,6 +194,38 @@ class GroundTruthSampler:
         points = points.reshape(-1, self.settings.num_point_features)
         points[:, :3] += box[:3].astype(np.float32)
         return points
+
+    def _stored_points(self, entry: Entry) -> tuple[Path, np.ndarray]:
+        if "data" not in entry:
+            path = self.data_path / entry["path"]
+            return path, np.fromfile(path, dtype=np.float32)
+        path = self.data_path / entry["data"]
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no {path} (DB_DATA_PATH); run tools/make_infos.py, or set USE_SHARED_MEMORY: False"
+            )
+        first, last = entry["global_data_offset"]
+        return path, np.array(np.load(path, mmap_mode="r")[first:last], dtype=np.float32)
+
+    def _of_sweeps(self, points: np.ndarray, num_features: int) -> np.ndarray:
+        """Keep the points of the wanted sweeps, and as many values of each as the frame's points have."""
+        low, high = 0.0, 0.0
+        if self.settings.filter_obj_points_by_timestamp:
+            low, high = sorted(self.settings.time_range)
+        elif points.shape[1] == num_features:
+            return points
+        if not num_features <= points.shape[1] <= num_features + 1:
+            raise ValueError(
+                f"the database holds {points.shape[1]} values a point, the frames {num_features}; "
+                "set DB_INFO_PATH and NUM_POINT_FEATURES of gt_sampling to a database of such frames"
+            )
+        age = points[:, -1]
+        return points[(age > low - _SAME_TIME) & (age < high + _SAME_TIME), :num_features]
+
+
+def origin_of(entry: Entry) -> str:
+    """Say which frame an object of the database is from, or which segment where the database has sequences."""
+    return str(entry["image_idx"] if "image_idx" in entry else entry["sequence_name"])
 
 
 def free_of_collision(candidates: np.ndarray, existing: np.ndarray) -> np.ndarray:

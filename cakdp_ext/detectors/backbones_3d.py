@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cakdp_ext.detectors.point_features import PointFeatures
 from cakdp_ext.detectors.registry import BACKBONES_3D
 from cakdp_ext.detectors.sparse import SparseBlock, SparseResidual, VoxelBatchNorm1d, conv_block, spconv
 from cakdp_ext.types import LidarGeometry
 
 SCALES = ("conv1", "conv2", "conv3", "conv4")
-_NORM = partial(VoxelBatchNorm1d, eps=1e-3, momentum=0.01)
+NORM = partial(VoxelBatchNorm1d, eps=1e-3, momentum=0.01)
+"""Makes the norm over voxels of a number of channels, with OpenPCDet's settings."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,13 @@ class BackboneFeatures:
         encoded: ``SparseConvTensor`` that the bird's-eye view is made of.
         multi_scale: ``x_conv1`` to ``x_conv4`` -> ``SparseConvTensor`` of that scale.
         strides: the same names, and ``encoded`` -> stride in x and y with respect to the voxel grid.
+        points: features at the voxels' centres, of a backbone that goes back up to them.
     """
 
     encoded: Any
     multi_scale: Mapping[str, Any]
     strides: Mapping[str, int]
+    points: PointFeatures | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class VoxelBackBone8x(nn.Module):
         nx, ny, nz = geometry.grid_size
         self.config = config
         self.spatial_shape = [nz + 1, ny, nx]
-        self.conv_input = _same_scale(in_channels, self.widths[0], "subm1")
+        self.conv_input = same_scale(in_channels, self.widths[0], "subm1")
         first = (self._layer(self.widths[0], "subm1") for _ in range(self.num_first_layers))
         self.conv1 = spconv.SparseSequential(*first)
         self.conv2 = self._next_scale(2)
@@ -82,10 +86,10 @@ class VoxelBackBone8x(nn.Module):
             bias=False,
             indice_key="spconv_down2",
         )
-        self.conv_out = conv_block(flatten, _NORM)
+        self.conv_out = conv_block(flatten, NORM)
 
     def _layer(self, channels: int, key: str) -> nn.Module:
-        return _same_scale(channels, channels, key)
+        return same_scale(channels, channels, key)
 
     def _next_scale(self, level: int, padding: int | tuple[int, int, int] = 1) -> Any:
         in_channels, channels = self.widths[level - 2 : level]
@@ -93,13 +97,18 @@ class VoxelBackBone8x(nn.Module):
             in_channels, channels, 3, stride=2, padding=padding, bias=False, indice_key=f"spconv{level}"
         )
         layers = (self._layer(channels, f"subm{level}") for _ in range(2))
-        return spconv.SparseSequential(conv_block(down, _NORM), *layers)
+        return spconv.SparseSequential(conv_block(down, NORM), *layers)
 
     @property
     def channels(self) -> dict[str, int]:
         """Channels of every scale and of ``encoded``, as the convolutions have them now."""
         scales = {f"x_{name}": _out_channels(getattr(self, name)) for name in SCALES}
         return {**scales, "encoded": _out_channels(self.conv_out)}
+
+    @property
+    def strides(self) -> dict[str, int]:
+        """Stride of every scale and of ``encoded`` with respect to the voxel grid."""
+        return {**{f"x_{name}": 2**level for level, name in enumerate(SCALES)}, "encoded": self.stride}
 
     @property
     def num_heights(self) -> int:
@@ -121,14 +130,15 @@ class VoxelBackBone8x(nn.Module):
         Returns:
             Every scale; frames or batches without voxels have none at any scale, and every parameter is in the graph.
         """
-        with _float32_on_cpu(features.device):
-            voxels = spconv.SparseConvTensor(features.float(), voxel_coords.int(), self.spatial_shape, batch_size)
+        with float32_on_cpu(features.device):
+            voxels = spconv.SparseConvTensor(
+                features.float(), voxel_coords.int().contiguous(), self.spatial_shape, batch_size
+            )
             scales, current = {}, self.conv_input(voxels)
             for name in SCALES:
                 scales[f"x_{name}"] = current = getattr(self, name)(current)
             encoded = self.conv_out(current)
-        strides = {name: 2**level for level, name in enumerate(scales)}
-        return BackboneFeatures(encoded, scales, {**strides, "encoded": self.stride})
+        return BackboneFeatures(encoded, scales, self.strides)
 
 
 @dataclass(frozen=True)
@@ -156,11 +166,12 @@ class VoxelResBackBone8x(VoxelBackBone8x):
     num_first_layers = 2
 
     def _layer(self, channels: int, key: str) -> nn.Module:
-        return SparseResidual(channels, _NORM, key, self.config.use_bias)
+        return SparseResidual(channels, NORM, key, self.config.use_bias)
 
 
-def _same_scale(in_channels: int, channels: int, key: str) -> SparseBlock:
-    return conv_block(spconv.SubMConv3d(in_channels, channels, 3, padding=1, bias=False, indice_key=key), _NORM)
+def same_scale(in_channels: int, channels: int, key: str) -> SparseBlock:
+    """Make a submanifold convolution with norm and ReLU; ``key`` names its rulebook."""
+    return conv_block(spconv.SubMConv3d(in_channels, channels, 3, padding=1, bias=False, indice_key=key), NORM)
 
 
 def _out_channels(modules: nn.Module) -> int:
@@ -168,6 +179,6 @@ def _out_channels(modules: nn.Module) -> int:
     return int([m.out_channels for m in modules.modules() if isinstance(m, spconv.conv.SparseConvolution)][-1])
 
 
-def _float32_on_cpu(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+def float32_on_cpu(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Keep autocast away from spconv's CPU kernels, which know neither float16 nor bfloat16."""
     return torch.autocast("cpu", enabled=False) if device.type == "cpu" else contextlib.nullcontext()

@@ -80,6 +80,7 @@ class CenterHead(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.class_names = tuple(class_names)
         self.num_classes = len(class_names)
         self.labels_of_parts = config.labels_of_parts(class_names)
         self.stride = config.target_assigner_config.feature_map_stride
@@ -125,7 +126,7 @@ class CenterHead(nn.Module):
     @property
     def sites(self) -> PredictionSites:
         """Where the A predictions sit: one a cell, row by row, on the head's device."""
-        return PredictionSites(self.centers, None, self.stride, self.num_classes)
+        return PredictionSites(self.centers, None, self.stride, self.num_classes, self.class_names)
 
     @property
     def cells(self) -> CenterCells:

@@ -63,7 +63,8 @@ class AnchorHeadSingle(nn.Module):
         super().__init__()
         specs = config.anchor_generator_config
         self.config = config
-        self.num_classes = 1 if config.class_agnostic else len(class_names)
+        self.class_names = () if config.class_agnostic else tuple(class_names)
+        self.num_classes = len(self.class_names) or 1
         self.num_per_cell = sum(spec.num_per_cell for spec in specs)
         self.stride = specs[0].feature_map_stride
         self.coder = ResidualCoder()
@@ -84,7 +85,8 @@ class AnchorHeadSingle(nn.Module):
     @property
     def sites(self) -> PredictionSites:
         """Where the A predictions sit, on the head's device."""
-        return PredictionSites(self.centers, self.anchors.view(-1, 7), self.stride, self.num_classes)
+        anchors = self.anchors.view(-1, 7)
+        return PredictionSites(self.centers, anchors, self.stride, self.num_classes, self.class_names)
 
     def forward(self, bev: Tensor) -> HeadOutput:
         """Read the maps.

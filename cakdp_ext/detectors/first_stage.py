@@ -23,11 +23,13 @@ class FirstStageOutput:
 
     Attributes:
         backbone: the 3D backbone's scales.
+        bev_map: ``(B, C, H, W)`` that the 2D backbone reads.
         bev_features: ``(B, C, H, W)`` of the 2D backbone.
         head: raw maps of the dense head, in its own form.
     """
 
     backbone: BackboneFeatures
+    bev_map: Tensor
     bev_features: Tensor
     head: Any
 
@@ -99,9 +101,17 @@ class FirstStage(nn.Module):
         self.backbone_3d = BACKBONES_3D.build(model_cfg, self.vfe.num_features, geometry)
         channels, heights = self.backbone_3d.channels["encoded"], self.backbone_3d.num_heights
         self.map_to_bev_module = MAPS_TO_BEV.build(model_cfg, channels, heights)
+        self.build_point_features(model_cfg)
         self.backbone_2d = BACKBONES_2D.build(model_cfg, self.map_to_bev_module.num_bev_features)
         self.dense_head = DENSE_HEADS.build(model_cfg, self.backbone_2d.num_bev_features, self.class_names, geometry)
         self._check_stride()
+
+    def build_point_features(self, model_cfg: Mapping[str, Any]) -> None:
+        """Build what stands between MAP_TO_BEV and BACKBONE_2D in a checkpoint; here nothing.
+
+        Args:
+            model_cfg: MODEL's mapping.
+        """
 
     def _refuse_unknown_sections(self, model_cfg: Mapping[str, Any]) -> None:
         unknown = [key for key in model_cfg if key not in self.sections]
@@ -137,8 +147,9 @@ class FirstStage(nn.Module):
         """
         features = self.vfe(batch.voxels, batch.voxel_num_points)
         backbone = self.backbone_3d(features, batch.voxel_coords, batch.batch_size)
-        bev_features = self.backbone_2d(self.map_to_bev_module(backbone.encoded))
-        return FirstStageOutput(backbone, bev_features, self.dense_head(bev_features))
+        bev_map = self.map_to_bev_module(backbone.encoded)
+        bev_features = self.backbone_2d(bev_map)
+        return FirstStageOutput(backbone, bev_map, bev_features, self.dense_head(bev_features))
 
     def predict_dense(self, batch: Batch) -> DensePredictions:
         """Give the raw predictions without targets, losses, mask or NMS."""

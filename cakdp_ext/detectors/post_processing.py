@@ -15,6 +15,8 @@ from cakdp_ext.types import DensePredictions, Detections
 NMS_TYPES = {"nms_gpu": False, "nms_normal_gpu": True}
 """OpenPCDet's names (its functions; the device does not matter here) -> whether headings are set aside."""
 
+EVAL_METRICS = ("kitti", "waymo")
+
 
 @dataclass(frozen=True)
 class NMSConfig:
@@ -51,7 +53,7 @@ class CommonPostProcessing:
     Attributes:
         iou_refinement: what the IoU branch does; by default, its mask where there is a branch.
         recall_thresh_list: IoUs at which the engine counts recalled objects.
-        eval_metric: which metric the engine computes; kitti.
+        eval_metric: which metric the engine computes, one of ``EVAL_METRICS``; it must be the data set's.
         output_raw_score: must be False: detections have scores in [0, 1].
     """
 
@@ -63,8 +65,8 @@ class CommonPostProcessing:
     def __post_init__(self) -> None:
         if self.output_raw_score:
             raise ValueError("OUTPUT_RAW_SCORE must be False; detections have scores in [0, 1]")
-        if self.eval_metric != "kitti":
-            raise ValueError(f"EVAL_METRIC must be kitti, the only metric there is, got {self.eval_metric!r}")
+        if self.eval_metric not in EVAL_METRICS:
+            raise ValueError(f"EVAL_METRIC must be one of {', '.join(EVAL_METRICS)}, got {self.eval_metric!r}")
 
 
 @dataclass(frozen=True)

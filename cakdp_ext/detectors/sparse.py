@@ -123,7 +123,7 @@ def convolve_nothing(conv: Any, empty: Any) -> Any:
     """Give what a sparse convolution makes of a tensor without active voxels.
 
     Args:
-        conv: a sparse convolution that is neither transposed nor inverse.
+        conv: a sparse convolution that is neither transposed nor inverse; see :func:`convolve_back` for the latter.
         empty: a ``SparseConvTensor`` with no voxel.
 
     Returns:
@@ -132,15 +132,58 @@ def convolve_nothing(conv: Any, empty: Any) -> Any:
     """
     from spconv.pytorch import ops
 
-    weight = conv.weight.reshape(len(conv.weight), -1, conv.weight.shape[-1])[:, 0]
-    features = empty.features @ weight.T
-    out = empty.replace_feature(features if conv.bias is None else features + conv.bias)
+    out = empty.replace_feature(_convolved_nothing(conv, empty.features))
     if not conv.subm:
         shape = ops.get_conv_output_size(
             empty.spatial_shape, conv.kernel_size, conv.stride, conv.padding, conv.dilation
         )
         out.spatial_shape = list(shape)
     return out
+
+
+def _convolved_nothing(conv: Any, features: Tensor) -> Tensor:
+    """Give ``(0, out)`` features for ``(0, in)``, with weight and bias in the graph."""
+    weight = conv.weight.reshape(len(conv.weight), -1, conv.weight.shape[-1])[:, 0]
+    out = features @ weight.T
+    return out if conv.bias is None else out + conv.bias
+
+
+def convolve_back(conv: Any, input: Any, finer: Any) -> Any:
+    """Run an inverse sparse convolution, which goes back from the voxels of a strided one to those it came from.
+
+    Args:
+        conv: the inverse convolution, of the same key as the strided one, without bias.
+        input: a ``SparseConvTensor`` on the coarse voxels; there may be none.
+        finer: a ``SparseConvTensor`` on the voxels that the strided convolution read.
+
+    Returns:
+        A ``SparseConvTensor`` on the voxels of ``finer``, zeros where no coarse voxel is near.
+    """
+    if len(input.features):
+        return conv(input)
+    nothing = _convolved_nothing(conv, input.features).sum(dim=0)
+    return finer.replace_feature(nothing.expand(len(finer.features), -1))
+
+
+class InverseBlock(spconv.SparseSequential):  # type: ignore[name-defined]
+    """An inverse sparse convolution with a norm and a ReLU; bears no active voxel.
+
+    Args:
+        in_channels: of the coarse voxels.
+        out_channels: of the fine ones.
+        norm: makes a norm from a number of channels.
+        key: of the strided convolution whose way it goes back.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, norm: Callable[[int], nn.Module], key: str) -> None:
+        conv = spconv.SparseInverseConv3d(in_channels, out_channels, 3, indice_key=key, bias=False)
+        super().__init__(conv, norm(out_channels), nn.ReLU())
+
+    def forward(self, input: Any, finer: Any) -> Any:
+        """Carry a ``SparseConvTensor`` back to the voxels of ``finer``."""
+        conv, norm, relu = self.children()
+        fine = convolve_back(conv, input, finer)
+        return fine.replace_feature(relu(norm(fine.features)))
 
 
 def conv_block(conv: Any, norm: Callable[[int], nn.Module]) -> SparseBlock:

@@ -1,7 +1,8 @@
-"""Which of the teacher's predictions lie in the bird's-eye-view cell of one of the student's?"""
+"""Which predictions lie in the bird's-eye-view cell of another prediction, or of a position?"""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -101,6 +102,51 @@ class _Members:
         cells, sites = grid.cells_of(centers).sort(stable=True)
         count = torch.bincount(cells[cells >= 0], minlength=grid.num_cells)
         return cls(sites[cells >= 0], count.cumsum(0) - count, count)
+
+
+@dataclass(frozen=True)
+class SitesByCell:
+    """The predictions in every cell of a map.
+
+    Attributes:
+        grid: the cells.
+        rows: ``(cells, n)`` int64, which predictions, ascending; lists of fewer than n are filled up with their last.
+        is_empty: ``(cells,)`` bool, True where a cell has none.
+    """
+
+    grid: CellGrid
+    rows: Tensor
+    is_empty: Tensor
+
+    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Find the predictions in whose cell each metric position lies.
+
+        Args:
+            positions: ``(N, 2)`` x, y.
+
+        Returns:
+            ``rows (N, n)`` int64 and ``is_there (N,)`` bool, False beyond the map, where the rows mean nothing.
+        """
+        cells = self.grid.cells_of(positions)
+        return self.rows[cells.clamp(min=0)], (cells >= 0) & ~self.is_empty[cells.clamp(min=0)]
+
+
+@functools.lru_cache(maxsize=2)  # tensors are hashed by identity, and kept alive here
+@torch.no_grad()
+def sites_by_cell(centers: Tensor) -> SitesByCell:
+    """Sort the predictions of a map by cell; computed once for a tensor, see :func:`match_sites`.
+
+    Args:
+        centers: ``(A, 2)`` metric x, y of the cells behind a student's predictions.
+
+    Raises:
+        ConfigError: where they tell no grid.
+    """
+    grid = CellGrid.behind(centers, "student")
+    members = _Members.of(grid, centers)
+    slots = torch.arange(int(members.count.max()), device=centers.device)
+    places = members.first[:, None] + slots.minimum((members.count[:, None] - 1).clamp(min=0))
+    return SitesByCell(grid, members.sites[places.clamp(max=len(members.sites) - 1)], members.count == 0)
 
 
 @torch.no_grad()

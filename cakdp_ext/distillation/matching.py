@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cakdp_ext.config import ConfigError
 from cakdp_ext.distillation.cells import sites_in_cells
+from cakdp_ext.distillation.classes import class_order
 from cakdp_ext.distillation.representatives import check_finite
 from cakdp_ext.types import PredictionSites
 
@@ -63,25 +64,59 @@ class SiteMatch:
 def match_sites(student_sites: PredictionSites, teacher_sites: PredictionSites) -> SiteMatch:
     """Decide for every prediction of the student where the teacher's first stage is asked.
 
-    Between two anchor heads prediction i answers for prediction i, see :func:`check_sites`. Where either is a center
+    Between two anchor heads prediction i answers for prediction i, see :func:`check_sites`, or, where the teacher lists
+    the anchors of a cell in another order, the one with the very same anchor. Where either is a center
     head they meet by metric position: the teacher's predictions in the student's bird's-eye-view cell, whatever the two
     strides, see :func:`cakdp_ext.distillation.cells.sites_in_cells`. Such a match is computed once for a pair of
     ``centers`` tensors and kept for the next calls with the very same two; so a head should hand out the tensor that it
     keeps, and not change it in place.
 
     Raises:
-        ConfigError: for other numbers of classes, other anchors, or a prediction of the student that has no cell of the
-            teacher's.
+        ConfigError: for other classes (their order is free), other anchors, or a prediction of the student that has no
+            cell of the teacher's.
     """
     if student_sites.anchors is not None and teacher_sites.anchors is not None:
-        check_sites(student_sites, teacher_sites)
-        return SiteMatch(len(teacher_sites.centers))
-    if student_sites.num_classes != teacher_sites.num_classes:
-        raise ConfigError(
-            f"the student tells {student_sites.num_classes} classes apart, the teacher {teacher_sites.num_classes}; "
-            "give both the same CLASS_NAMES"
-        )
+        match = _match_anchors(student_sites, teacher_sites)
+        class_order(student_sites, teacher_sites)
+        return match
+    class_order(student_sites, teacher_sites)
     return _match_positions(student_sites.centers, teacher_sites.centers)
+
+
+def _match_anchors(student_sites: PredictionSites, teacher_sites: PredictionSites) -> SiteMatch:
+    student, teacher = student_sites.anchors, teacher_sites.anchors
+    if student is not None and teacher is not None and student_sites.num_classes == teacher_sites.num_classes:
+        order = _order_within_cells(student, teacher.to(student))
+        if order is not None:
+            cells = torch.arange(0, len(student), len(order), device=student.device)
+            return SiteMatch(len(teacher), (cells[:, None] + order).reshape(-1, 1))
+    check_sites(student_sites, teacher_sites)
+    return SiteMatch(len(teacher_sites.centers))
+
+
+def _order_within_cells(student: Tensor, teacher: Tensor) -> Tensor | None:
+    """Find how the teacher orders the anchors of every cell, where it is another order than the student's.
+
+    Args:
+        student: ``(A, 7)`` anchors, cell after cell.
+        teacher: ``(T, 7)``.
+
+    Returns:
+        ``(n,)`` int64, for each anchor of a student's cell the place of the same one in the teacher's; None where the
+        anchors are the same in the same order, or are not the same.
+    """
+    if student.shape != teacher.shape or len(student) == 0:
+        return None
+    is_elsewhere = ((student[:, :2] - student[0, :2]).abs() > ANCHOR_TOLERANCE).any(dim=1)
+    per_cell = int(is_elsewhere.int().argmax()) or len(student)
+    if len(student) % per_cell:
+        return None
+    ours, theirs = student.view(-1, per_cell, 7), teacher.view(-1, per_cell, 7)
+    order = (ours[0, :, None] - theirs[0]).abs().amax(dim=2).argmin(dim=1)
+    places = torch.arange(per_cell, device=order.device)
+    if torch.equal(order, places) or not torch.equal(order.sort().values, places):
+        return None
+    return order if bool(((ours - theirs[:, order]).abs() <= ANCHOR_TOLERANCE).all()) else None
 
 
 @functools.lru_cache(maxsize=2)  # tensors are hashed by identity, and kept alive here

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
-from cakdp_ext.distillation.category import category_loss
+from cakdp_ext.distillation.classes import class_order, to_teacher
+from cakdp_ext.distillation.comparison import Samples, compare
 from cakdp_ext.distillation.config import DistillConfig
-from cakdp_ext.distillation.matching import SiteMatch, match_sites, rois_at
+from cakdp_ext.distillation.matching import match_sites, rois_at
 from cakdp_ext.distillation.methods import DistillOutput, register_method
-from cakdp_ext.distillation.representatives import Representatives, check_finite, select_representatives
+from cakdp_ext.distillation.representatives import select_representatives
 from cakdp_ext.types import DensePredictions, EncodedScene, PredictionSites, TwoStageTeacher
-
-TEACHER_ADVICE = "check the teacher's checkpoint, or train without --use_amp"
 
 
 @register_method("SKD")
@@ -49,39 +48,27 @@ class StudentMotivatedKD(nn.Module):
             ValueError: where the teacher's predictions are not those of its sites, or where its second stage gives
                 neither one logit a RoI nor one a class.
         """
-        match = match_sites(student_sites, teacher.sites)
+        samples = self._samples(student_predictions, student_sites, teacher.sites, encoded.predictions)
+        loss = compare(samples, student_predictions, teacher, encoded, self.config.space)
+        return DistillOutput(self.config.alpha * loss, samples.valid.sum(dim=1))
+
+    def _samples(
+        self,
+        student_predictions: DensePredictions,
+        student_sites: PredictionSites,
+        teacher_sites: PredictionSites,
+        first_stage: DensePredictions,
+    ) -> Samples:
+        """Take the student's representatives, and the boxes that the teacher's first stage decodes there.
+
+        Frames of fewer than K are filled up with their first one: some teachers look for points around all RoIs of a
+        frame, so that a box of nowhere would change what they say of the others.
+        """
+        match = match_sites(student_sites, teacher_sites)
         chosen = select_representatives(student_predictions, self.config)
-        student_logits = student_predictions.cls_logits.flatten(1).gather(
-            1, chosen.indices * student_predictions.cls_logits.shape[2] + chosen.labels
-        )
-        teacher_logits = student_logits.detach()
-        if chosen.valid.any():
-            teacher_logits = _ask_teacher(teacher, encoded, chosen, match, student_sites.num_classes)
-        loss = category_loss(student_logits, teacher_logits, chosen.valid, self.config.space)
-        return DistillOutput(self.config.alpha * loss, chosen.valid.sum(dim=1))
-
-
-def _ask_teacher(
-    teacher: TwoStageTeacher, encoded: EncodedScene, chosen: Representatives, match: SiteMatch, num_classes: int
-) -> Tensor:
-    """Give the second stage's logit ``(B, K)`` for each representative.
-
-    Frames of fewer than K are filled up with their first one: some teachers look for points around all RoIs of a frame,
-    so that a box of nowhere would change what they say of the others.
-    """
-    first_stage = encoded.predictions
-    indices = chosen.indices.where(chosen.valid, chosen.indices[:, :1])
-    rois = rois_at(first_stage.boxes, match.teacher_indices(indices, first_stage.cls_logits))
-    check_finite(rois[chosen.valid], "the coordinates of the teacher's RoIs", TEACHER_ADVICE)
-    logits = _pick_class(teacher.refine(encoded, rois).detach(), chosen.labels, num_classes)
-    check_finite(logits[chosen.valid], "the teacher's second-stage logits", TEACHER_ADVICE)
-    return logits
-
-
-def _pick_class(logits: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    if logits.dim() != 3 or logits.shape[:2] != labels.shape or logits.shape[2] not in (1, num_classes):
-        raise ValueError(
-            f"expected second-stage class logits of shape {(*labels.shape, 1)} or {(*labels.shape, num_classes)}, "
-            f"got {tuple(logits.shape)}; the teacher must know the student's classes"
-        )
-    return logits[:, :, 0] if logits.shape[2] == 1 else logits.gather(2, labels[:, :, None]).squeeze(2)
+        indices = chosen.indices
+        if indices.shape[1]:
+            indices = indices.where(chosen.valid, indices[:, :1])
+        rois = rois_at(first_stage.boxes, match.teacher_indices(indices, first_stage.cls_logits))
+        theirs = to_teacher(chosen.labels, class_order(student_sites, teacher_sites))
+        return Samples(chosen.indices, chosen.labels, theirs, rois, chosen.valid)

@@ -7,11 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from cakdp_ext.types import Batch, EncodedScene, PredictionSites, TwoStageTeacher
+from cakdp_ext.config import ConfigError
+from cakdp_ext.types import Batch, EncodedScene, PredictionSites, ProposingTeacher, TeacherRois, TwoStageTeacher
 
 
 class FrozenTeacher:
-    """A two-stage detector in eval mode without gradients, itself a ``TwoStageTeacher``.
+    """A two-stage detector in eval mode without gradients, itself a ``ProposingTeacher``.
 
     It is no ``nn.Module`` on purpose: as attribute of a student it enters neither its parameters nor its state dict,
     and the student's ``train()``, ``to()`` and DDP do not reach it.
@@ -41,6 +42,21 @@ class FrozenTeacher:
         self._module.eval()
         with torch.no_grad():
             return self._detector.encode(batch)
+
+    def propose(self, encoded: EncodedScene) -> TeacherRois:
+        """Give the RoIs of its own evaluation, no gradient.
+
+        Raises:
+            ConfigError: for a detector that does not say which they are.
+        """
+        if not isinstance(self._detector, ProposingTeacher):
+            raise ConfigError(
+                f"{type(self._detector).__name__} has no propose, so that nobody knows where it would look itself; use "
+                "MODEL.DISTILL.METHOD SKD, or a teacher such as VoxelRCNN"
+            )
+        self._module.eval()
+        with torch.no_grad():
+            return self._detector.propose(encoded)
 
     def refine(self, encoded: EncodedScene, rois: Tensor) -> Tensor:
         """Give the second stage's class logits ``(B, K, 1)`` or ``(B, K, C)`` for ``rois (B, K, 7)``, no gradient."""

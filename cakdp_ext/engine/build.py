@@ -13,7 +13,7 @@ from torch import nn
 
 from cakdp_ext.checkpoint import CheckpointError, find_checkpoint, load_weights, read_checkpoint
 from cakdp_ext.config import ConfigError, ModelSource, from_node, load_config
-from cakdp_ext.distillation import DistillConfig, FrozenTeacher
+from cakdp_ext.distillation import DistillConfig, FrozenTeacher, require_same_classes
 from cakdp_ext.engine.choice import OPENPCDET, adapter, engine_name
 from cakdp_ext.openpcdet.locate import openpcdet_root
 from cakdp_ext.openpcdet.resolve import resolve
@@ -55,9 +55,32 @@ def pruning_config(config: Mapping[str, Any]) -> PruningConfig | None:
 
 def load_source_config(source: ModelSource, config_file: str) -> EasyDict:
     """Read the YAML of a model that another YAML names; OpenPCDet's may lie in its own folders."""
-    beside = Path(config_file).parent / source.cfg
-    file = beside if beside.is_file() else Path(source.cfg)
+    file = source_file(source, config_file)
     return resolve(file, root=openpcdet_root()) if engine_name() == OPENPCDET else load_config(file)
+
+
+def source_file(source: ModelSource, config_file: str) -> Path:
+    """Find the YAML of a model that another YAML names.
+
+    It is looked for as bases are: beside the file that names it, then from the working directory, then from every
+    folder above the file.
+    """
+    named = Path(config_file)
+    places = (named.parent, Path(), *named.parents, *named.resolve().parents)
+    return next((place / source.cfg for place in places if (place / source.cfg).is_file()), Path(source.cfg))
+
+
+def reads_points(config: Mapping[str, Any]) -> bool:
+    """Tell whether the network that the YAML describes, or its teacher, looks at raw points beside the voxels."""
+    if "PFE" in config["MODEL"]:
+        return True
+    distill = distill_config(config)
+    if distill is None:
+        return False
+    try:
+        return "PFE" in load_source_config(distill.teacher, str(config["CONFIG_FILE"]))["MODEL"]
+    except ConfigError:  # only who builds the teacher needs its YAML, and says so
+        return False
 
 
 def build_full(config: Mapping[str, Any], geometry: LidarGeometry) -> nn.Module:
@@ -135,33 +158,40 @@ def build_teacher(config: Mapping[str, Any], geometry: LidarGeometry, device: to
     if distill is None:
         return None
     teacher_cfg = load_source_config(distill.teacher, str(config["CONFIG_FILE"]))
-    require_same_world(teacher_cfg, config)
+    require_same_world(teacher_cfg, config, is_teacher=True)
     model = build_full(teacher_cfg, geometry)
     file = find_checkpoint(distill.teacher.ckpt)
     load_weights(model, read_checkpoint(file)["model_state"], file)
     return FrozenTeacher(model).to(device)
 
 
-def require_same_world(source: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def require_same_world(source: Mapping[str, Any], config: Mapping[str, Any], *, is_teacher: bool = False) -> None:
     """Refuse a teacher or student source that knows other classes or sees other voxels than the YAML that names it.
+
+    Args:
+        source: configuration of the teacher, or of the student before the cut.
+        config: that names it.
+        is_teacher: allow the same classes in another order; distillation goes by their names.
 
     Raises:
         ConfigError: saying what differs.
     """
-
-    def voxels(tree: Mapping[str, Any]) -> tuple[Any, Any]:
-        processors = tree["DATA_CONFIG"]["DATA_PROCESSOR"]
-        sizes = [list(p["VOXEL_SIZE"]) for p in processors if p["NAME"] == "transform_points_to_voxels"]
-        return list(tree["DATA_CONFIG"]["POINT_CLOUD_RANGE"]), sizes
-
     names = source["CONFIG_FILE"], config["CONFIG_FILE"]
-    if list(source["CLASS_NAMES"]) != list(config["CLASS_NAMES"]):
+    theirs, ours = list(source["CLASS_NAMES"]), list(config["CLASS_NAMES"])
+    if is_teacher:
+        require_same_classes(ours, theirs, names[1], names[0])
+    elif theirs != ours:
         raise ConfigError(
-            f"{names[0]} knows the classes {list(source['CLASS_NAMES'])}, {names[1]} {list(config['CLASS_NAMES'])}; "
-            "they must be the same, in the same order"
+            f"{names[0]} knows the classes {theirs}, {names[1]} {ours}; they must be the same, in the same order"
         )
-    if voxels(source) != voxels(config):
+    if _voxels(source) != _voxels(config):
         raise ConfigError(
-            f"{names[0]} sees the range and voxels {voxels(source)}, {names[1]} {voxels(config)}; "
+            f"{names[0]} sees the range and voxels {_voxels(source)}, {names[1]} {_voxels(config)}; "
             "they share their voxels, so both must be equal"
         )
+
+
+def _voxels(tree: Mapping[str, Any]) -> tuple[Any, Any]:
+    processors = tree["DATA_CONFIG"]["DATA_PROCESSOR"]
+    sizes = [list(p["VOXEL_SIZE"]) for p in processors if p["NAME"] == "transform_points_to_voxels"]
+    return list(tree["DATA_CONFIG"]["POINT_CLOUD_RANGE"]), sizes

@@ -63,12 +63,12 @@ def load_request(args: argparse.Namespace) -> tuple[EasyDict, RunFolder]:
     Raises:
         ConfigError: for a YAML that does not describe a whole model.
     """
-    config = _read(args.cfg, args.overrides)
+    config = read_config(args.cfg, args.overrides)
     require_sections(config)
     return config, RunFolder.of(args.cfg, args.extra_tag, args.output_dir)
 
 
-def _read(cfg: str, overrides: Sequence[str]) -> EasyDict:
+def read_config(cfg: str, overrides: Sequence[str] = ()) -> EasyDict:
     """Read a YAML; OpenPCDet's may lie, and have their bases and data, in its own folders."""
     if engine_name() == OPENPCDET:
         root = openpcdet_root()

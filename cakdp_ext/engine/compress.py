@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,9 @@ from cakdp_ext.engine.prune import make_plan, require_made_with, required_prunin
 from cakdp_ext.engine.report import Birdview, BirdviewPanel, Report, ReportRow, console_table, render_report
 from cakdp_ext.engine.runs import LOG, RunFolder
 from cakdp_ext.engine.train import TrainRequest, train
-from cakdp_ext.pruning import apply_plan, channel_graph, iou_branch, load_plan, model_fingerprint
+from cakdp_ext.pruning import RANKED, apply_plan, channel_graph, criterion_of, iou_branch, load_plan, model_fingerprint
 from cakdp_ext.refinement import IoURefinement
-from cakdp_ext.types import LidarGeometry, PruningPlan
+from cakdp_ext.types import Detections, LidarGeometry, PruningPlan
 
 STUDENT = "student"
 
@@ -65,7 +65,8 @@ def compress(config: EasyDict, run: RunFolder, place: Workers, request: TrainReq
     if place.is_main:
         _plan(config, run, Workers(0, 1, place.device), request.num_workers)
     barrier()
-    plan = load_plan(required_pruning(config).plan or run.plan)
+    pruning = required_pruning(config)
+    plan = load_plan(pruning.plan or run.plan)
     if engine_name() == OPENPCDET:
         train_with_openpcdet(config, run, request, place)
     else:
@@ -75,7 +76,7 @@ def compress(config: EasyDict, run: RunFolder, place: Workers, request: TrainReq
     if not place.is_main:
         return None
     report = Report(
-        title=f"{config.CONFIG_FILE}: {plan.keep_ratio:.0%} of the filters",
+        title=f"{config.CONFIG_FILE}: {plan.keep_ratio:.0%} of the filters, by {criterion_of(plan, pruning)}",
         rows=tuple(rows),
         class_names=tuple(config.CLASS_NAMES),
         filters_per_layer={n: (len(plan.keep_indices[n]), total) for n, total in plan.num_filters.items()},
@@ -84,11 +85,18 @@ def compress(config: EasyDict, run: RunFolder, place: Workers, request: TrainReq
         environment=_environment(place),
         reference=STUDENT,
         result=rows[-1].name,
-        headline_metrics=tuple(f"{name}_3d/moderate_R40" for name in config.CLASS_NAMES),
+        headline_metrics=_headline_metrics(config),
     )
     render_report(report, run.path)
     LOG.info("\n%s\nreport in %s", console_table(report.rows, report.headline_metrics), run.path / "report.html")
     return report
+
+
+def _headline_metrics(config: EasyDict) -> tuple[str, ...]:
+    """Name the metrics that the paper compares: moderate 3D AP on KITTI, LEVEL_2 APH on Waymo."""
+    if config.MODEL.get("POST_PROCESSING", {}).get("EVAL_METRIC") == "waymo":
+        return tuple(f"OBJECT_TYPE_TYPE_{name.upper()}_LEVEL_2/APH" for name in config.CLASS_NAMES)
+    return tuple(f"{name}_3d/moderate_R40" for name in config.CLASS_NAMES)
 
 
 def _require_sources(config: EasyDict) -> None:
@@ -109,7 +117,7 @@ def _plan(config: EasyDict, run: RunFolder, place: Workers, num_workers: int) ->
     if not pruning.plan and run.plan.is_file():
         source = load_plan(run.plan).source
         require_made_with(source, pruning, str(run.plan))
-        student = unpruned_student(config, build_split(config, pruning.split).geometry)
+        student = unpruned_student(config, build_split(config, str(config.DATA_CONFIG.DATA_SPLIT["test"])).geometry)
         if source.get("scored_model") not in ("", None, model_fingerprint(student)):
             raise ConfigError(
                 f"{run.plan} was made for another student than {pruning.student.ckpt} holds now; "
@@ -118,7 +126,7 @@ def _plan(config: EasyDict, run: RunFolder, place: Workers, num_workers: int) ->
     if pruning.plan or run.plan.is_file():
         LOG.info("pruning plan: %s", pruning.plan or run.plan)
         return
-    if not pruning.scores:
+    if not pruning.scores and pruning.criterion in RANKED:
         score(config, run, place, num_workers)
     make_plan(config, run)
 
@@ -128,8 +136,9 @@ def _contestants(config: EasyDict, run: RunFolder, plan: PruningPlan, geometry: 
     distill = distill_config(config)
     if distill is not None:
         teacher = load_source_config(distill.teacher, config.CONFIG_FILE)
-        name = teacher.MODEL.NAME
-        yield Contestant("teacher", restore_student(teacher, geometry, distill.teacher.ckpt).model, name, False)
+        model = restore_student(teacher, geometry, distill.teacher.ckpt).model
+        _speak_of(config.CLASS_NAMES, teacher.CLASS_NAMES, model)
+        yield Contestant("teacher", model, teacher.MODEL.NAME, False)
     student = unpruned_student(config, geometry)
     yield Contestant(STUDENT, student, "before the cut")
     yield Contestant("pruned", apply_plan(student, plan, channel_graph(student, geometry)), "not trained again", False)
@@ -146,6 +155,18 @@ def _contestants(config: EasyDict, run: RunFolder, plan: PruningPlan, geometry: 
     mode = from_node(IoURefinement, refinement, "MODEL.POST_PROCESSING.IOU_REFINEMENT").mode
     if mode != "none":
         yield Contestant(f"{trained} + IoU {mode}", result, "the result")
+
+
+def _speak_of(ours: Sequence[str], theirs: Sequence[str], model: nn.Module) -> None:
+    """Let a detector that lists the same classes in another order name its detections by our labels."""
+    if list(ours) == list(theirs):
+        return
+    label = torch.tensor([list(ours).index(name) for name in theirs])
+
+    def renumber(_: nn.Module, __: Any, found: list[Detections]) -> list[Detections]:
+        return [replace(one, labels=label.to(one.labels.device)[one.labels]) for one in found]
+
+    model.register_forward_hook(renumber)
 
 
 def _row(each: Contestant, dataset: LidarDataset, place: Workers, run: RunFolder, num_workers: int) -> ReportRow:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from cakdp_ext.config import ConfigError
 from cakdp_ext.datasets import LidarDataset, build_dataset, collate
+from cakdp_ext.engine.build import reads_points
 from cakdp_ext.engine.choice import OPENPCDET, adapter, engine_name
 from cakdp_ext.engine.distributed import Workers
 from cakdp_ext.held_out import HELD_OUT, frames_of
@@ -23,7 +24,11 @@ def build_split(config: Mapping[str, Any], split: str, *, training: bool = False
     """Build the frames of one split; OpenPCDet's engine trains on its own, so that it has the others only.
 
     ``DATA_CONFIG.NUM_HELD_OUT`` frames of ``DATA_SPLIT.train``, evenly spaced, are never trained on: they make up the
-    split ``held_out``, from which filters are scored without touching the frames that AP is reported on.
+    split ``held_out``, from which filters are scored without touching the frames that AP is reported on. Where frames
+    come in segments (``segment_ids``), whole segments are held out, see :func:`frames_of`.
+
+    Points go into the batches beside the voxels where the network or its teacher reads them, unless
+    ``DATA_CONFIG.KEEP_POINTS`` says otherwise.
 
     Args:
         config: the whole configuration.
@@ -32,15 +37,17 @@ def build_split(config: Mapping[str, Any], split: str, *, training: bool = False
         seed: of the augmentation.
 
     Raises:
-        ConfigError: for a split without frames, or when ``held_out`` is asked for and nothing is held out.
+        ConfigError: for a split without frames, when ``held_out`` is asked for and nothing is held out, or for an
+            ``EVAL_METRIC`` that is not the data set's.
     """
     if engine_name() == OPENPCDET and not training:
         dataset_of_openpcdet: LidarDataset = adapter("frames").build_split(config, split)
         return dataset_of_openpcdet
-    data_cfg = config["DATA_CONFIG"]
+    data_cfg = {"KEEP_POINTS": reads_points(config), **config["DATA_CONFIG"]}
     train = str(data_cfg["DATA_SPLIT"]["train"])
     base = train if split == HELD_OUT else split
     dataset = build_dataset(data_cfg, config["CLASS_NAMES"], training, Path(), seed, split=base)
+    _check_metric(config, dataset)
     if len(dataset) == 0:
         raise ConfigError(
             f"split {base} of {data_cfg['DATA_PATH']} has no frames; list them in ImageSets/{base}.txt and run "
@@ -48,8 +55,17 @@ def build_split(config: Mapping[str, Any], split: str, *, training: bool = False
         )
     if base != train:
         return dataset
-    frames = frames_of(split, dataset.frame_ids, int(data_cfg.get("NUM_HELD_OUT", 0)))
+    segments = getattr(dataset, "segment_ids", None)
+    frames = frames_of(split, dataset.frame_ids, int(data_cfg.get("NUM_HELD_OUT", 0)), segments)
     return dataset if len(frames) == len(dataset) else dataset.subset(frames)
+
+
+def _check_metric(config: Mapping[str, Any], dataset: LidarDataset) -> None:
+    own = getattr(dataset, "eval_metric", None)
+    asked = config.get("MODEL", {}).get("POST_PROCESSING", {}).get("EVAL_METRIC", own)
+    if own is not None and asked != own:
+        name = config["DATA_CONFIG"]["DATASET"]
+        raise ConfigError(f"MODEL.POST_PROCESSING.EVAL_METRIC is {asked!r}, but {name} is judged by {own!r}")
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

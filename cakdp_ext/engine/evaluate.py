@@ -1,4 +1,4 @@
-"""Testing: detections of every frame, KITTI AP, recall, and the files that OpenPCDet leaves."""
+"""Testing: detections of every frame, AP, recall, and the files that OpenPCDet leaves."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cakdp_ext.engine.build import restore_student
 from cakdp_ext.engine.data import build_split, evaluation_loader
 from cakdp_ext.engine.distributed import Workers, gather
 from cakdp_ext.engine.runs import LOG, RunFolder
-from cakdp_ext.evaluation import evaluate_kitti
+from cakdp_ext.evaluation import EVALUATIONS
 from cakdp_ext.files import atomic_path
 from cakdp_ext.types import Annotations, Batch, Detections, Evaluation
 
@@ -39,7 +39,7 @@ class DetectorResult:
 
     Attributes:
         evaluation: AP and recall.
-        annotations: detections of every frame in KITTI's terms, in the data set's order.
+        annotations: detections of every frame in the data set's terms and order.
         seconds_per_frame: detector time after the warm-up, the first tenth of the batches; data loading apart.
     """
 
@@ -130,9 +130,11 @@ def evaluate_detector(
 
 
 def _judge(dataset: LidarDataset, truths: Annotations, annotations: Annotations) -> Evaluation:
-    """Evaluate by KITTI's rules, or by those of a data set that has its own."""
+    """Evaluate by the rules that a data set names in ``eval_metric`` (KITTI's where it does not), or by its own."""
     own = getattr(dataset, "evaluate", None)
-    return own(annotations) if own is not None else evaluate_kitti(truths, annotations, dataset.class_names)
+    if own is not None:
+        return cast(Evaluation, own(annotations))
+    return EVALUATIONS[getattr(dataset, "eval_metric", "kitti")](truths, annotations, dataset.class_names)
 
 
 def seconds_per_frame(shares: Sequence[Sequence[float]]) -> float:

@@ -26,14 +26,18 @@ from cakdp_ext.engine.runs import LOG, RunFolder
 from cakdp_ext.engine.train import settings_of
 from cakdp_ext.held_out import HELD_OUT, evenly_spaced
 from cakdp_ext.pruning import (
+    PROPR,
+    RANKED,
     ChannelGraph,
     PruningConfig,
     channel_graph,
     class_logits,
+    criterion_of,
     import_score_table,
     load_scores,
     model_fingerprint,
     plan_from_scores,
+    proportional_plan,
     save_plan,
     save_scores,
     score_filters,
@@ -95,12 +99,15 @@ def score(config: EasyDict, run: RunFolder, place: Workers, num_workers: int = 2
     A killed run goes on where it was: the file is written after every frame, and no frame counts twice.
 
     Raises:
-        ConfigError: when run under several processes.
+        ConfigError: when run under several processes, or for a criterion that asks for no scores.
         ValueError: when the scores file belongs to another model, rule or split.
     """
     if place.world_size > 1:
         raise ConfigError("filters are scored by one process; start tools/score_filters.py without torchrun")
-    pruning, dataset = required_pruning(config), scoring_frames(config)
+    pruning = required_pruning(config)
+    if pruning.criterion not in RANKED:
+        raise ConfigError(f"MODEL.PRUNING.CRITERION {pruning.criterion} asks for no scores; run tools/prune.py")
+    dataset = scoring_frames(config)
     model = unpruned_student(config, dataset.geometry).to(place.device).eval()
     graph = channel_graph(model, dataset.geometry)
     previous = load_scores(run.scores) if run.scores.is_file() else None
@@ -136,31 +143,53 @@ def _batches(dataset: LidarDataset, place: Workers, num_workers: int) -> Iterato
 
 
 def make_plan(config: EasyDict, run: RunFolder) -> PruningPlan:
-    """Choose the filters that stay (Eq. 5) from the scores and keep the plan in the run folder.
+    """Choose the filters that stay by MODEL.PRUNING.CRITERION and keep the plan in the run folder.
 
     Raises:
         ConfigError: when there are no scores yet, not of every frame, or of another model, rule or split.
         ValueError: when a layer would be left without filters.
     """
-    pruning, dataset = required_pruning(config), scoring_frames(config)
-    with torch.random.fork_rng():
-        model = unpruned_student(config, dataset.geometry)
-        graph = channel_graph(model, dataset.geometry)
-    scores = _named_scores(pruning.scores, graph) if pruning.scores else _own_scores(run, pruning, dataset)
-    if scores.fingerprint and scores.fingerprint != model_fingerprint(model):
-        raise ConfigError(
-            f"{pruning.scores or run.scores} holds the scores of another model than {pruning.student.ckpt}; "
-            "score that one"
-        )
-    source = {"scores": str(pruning.scores or run.scores)}
-    plan = plan_from_scores(scores, graph, pruning.keep_ratio, min_filters=pruning.min_filters, source=source)
+    pruning = required_pruning(config)
+    plan = _proportional(config, pruning) if pruning.criterion == PROPR else _by_scores(config, pruning, run)
     save_plan(run.plan, plan)
     LOG.info("%s\nplan in %s", plan_table(plan), run.plan)
     return plan
 
 
-def _named_scores(path: str, graph: ChannelGraph) -> FilterScores:
-    """Scores that the YAML names; a ``.txt`` is a table of the paper's authors."""
+def _proportional(config: EasyDict, pruning: PruningConfig) -> PruningPlan:
+    geometry = build_split(config, str(config.DATA_CONFIG.DATA_SPLIT["test"])).geometry
+    _, graph = _student_graph(config, geometry)
+    return proportional_plan(graph, pruning.keep_ratio, min_filters=pruning.min_filters)
+
+
+def _by_scores(config: EasyDict, pruning: PruningConfig, run: RunFolder) -> PruningPlan:
+    """Plan from the run folder's scores, which must be whole, or from those that the YAML names."""
+    dataset = scoring_frames(config)
+    model, graph = _student_graph(config, dataset.geometry)
+    scores = named_scores(pruning.scores, graph) if pruning.scores else _own_scores(run, pruning, dataset)
+    if scores.fingerprint and scores.fingerprint != model_fingerprint(model):
+        raise ConfigError(
+            f"{pruning.scores or run.scores} holds the scores of another model than {pruning.student.ckpt}; "
+            "score that one"
+        )
+    return plan_from_scores(
+        scores,
+        graph,
+        pruning.keep_ratio,
+        criterion=pruning.criterion,
+        min_filters=pruning.min_filters,
+        source={"scores": str(pruning.scores or run.scores)},
+    )
+
+
+def _student_graph(config: EasyDict, geometry: LidarGeometry) -> tuple[nn.Module, ChannelGraph]:
+    with torch.random.fork_rng():
+        model = unpruned_student(config, geometry)
+        return model, channel_graph(model, geometry)
+
+
+def named_scores(path: str, graph: ChannelGraph) -> FilterScores:
+    """Read a file of scores; a ``.txt`` is a table of the paper's authors."""
     return import_score_table(path, graph) if path.endswith(".txt") else load_scores(path)
 
 
@@ -187,7 +216,7 @@ def require_made_with(source: Mapping[str, Any], pruning: PruningConfig, where: 
     Raises:
         ConfigError: naming the first setting that differs.
     """
-    keys = ("keep_ratio", "min_filters") if pruning.scores else ("keep_ratio", "min_filters", "removal", "split")
+    keys = ("criterion", "keep_ratio", "min_filters", *(() if pruning.scores else ("removal", "split")))
     for key in keys:
         asked = getattr(pruning, key)
         if source.get(key, asked) != asked:
@@ -197,7 +226,7 @@ def require_made_with(source: Mapping[str, Any], pruning: PruningConfig, where: 
 
 
 def plan_table(plan: PruningPlan) -> str:
-    """One line a layer: filters kept, of how many, as a bar."""
+    """One line a layer: filters kept, of how many, as a bar; below, what they were chosen by and what sums tie."""
     width = max(map(len, plan.num_filters))
     lines = []
     for layer, total in plan.num_filters.items():
@@ -205,4 +234,18 @@ def plan_table(plan: PruningPlan) -> str:
         bar = "#" * round(24 * kept / total)
         lines.append(f"{layer:<{width}}  {kept:>5} of {total:<5} {bar}")
     kept, total = sum(map(len, plan.keep_indices.values())), sum(plan.num_filters.values())
-    return "\n".join([*lines, f"{'all':<{width}}  {kept:>5} of {total:<5} ({plan.keep_ratio:.1%})"])
+    lines.append(f"{'all':<{width}}  {kept:>5} of {total:<5} ({plan.keep_ratio:.1%})")
+    return "\n".join([*lines, *_decisions(plan)])
+
+
+def _decisions(plan: PruningPlan) -> list[str]:
+    """Say how many decisions there were, and which layers' filters were decided on together."""
+    kept, total = plan.source.get("decisions", (None, None))
+    lines = [f"by {criterion_of(plan)}" + (f": {kept} of {total} decisions stay" if total else "")]
+    ties = plan.source.get("sums", ())
+    if ties:
+        lines.append("filters that meet in a sum are one decision, which counts once:")
+    for tie in ties:
+        stay, count = tie["decisions"]
+        lines.append(f"  {stay} of {count} stay: {' + '.join(tie['layers'])}")
+    return lines

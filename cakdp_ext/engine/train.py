@@ -26,7 +26,7 @@ from cakdp_ext.engine.runs import LOG, RunFolder
 from cakdp_ext.engine.schedule import OptimizationConfig
 from cakdp_ext.engine.step import TrainingStep
 from cakdp_ext.engine.trainer import Trainer, TrainOptions
-from cakdp_ext.pruning import load_plan, plan_to_dict
+from cakdp_ext.pruning import criterion_of, load_plan, plan_to_dict
 from cakdp_ext.types import LidarGeometry, PruningPlan
 
 
@@ -164,8 +164,10 @@ def find_plan(config: EasyDict, run: RunFolder) -> PruningPlan | None:
     if path is None or pruning is None:
         return None
     plan = load_plan(path)
-    if plan.source.get("keep_ratio", pruning.keep_ratio) != pruning.keep_ratio:
-        LOG.warning("%s keeps %s, not the YAML's KEEP_RATIO %s", path, plan.source["keep_ratio"], pruning.keep_ratio)
+    for key in ("keep_ratio", "criterion"):
+        made, asked = plan.source.get(key), getattr(pruning, key)
+        if made not in (None, asked):
+            LOG.warning("%s was made with %s, not with the YAML's %s %s", path, made, key.upper(), asked)
     return plan
 
 
@@ -215,7 +217,8 @@ def _announce(config: EasyDict, student: Student, geometry: LidarGeometry, train
     LOG.info("%s: %s with %s parameters, range %s", config.CONFIG_FILE, config.MODEL.NAME, f"{count:,}",
              list(geometry.point_cloud_range))  # fmt: skip
     if student.plan:
-        LOG.info("pruned: keeps %.1f %% of the filters", 100 * student.plan.keep_ratio)
+        chosen = criterion_of(student.plan, pruning_config(config))
+        LOG.info("pruned: keeps %.1f %% of the filters, chosen by %s", 100 * student.plan.keep_ratio, chosen)
     if held_out := config.DATA_CONFIG.get("NUM_HELD_OUT", 0):
         LOG.info("%d frames of the training split are held out for scoring (DATA_CONFIG.NUM_HELD_OUT)", held_out)
     LOG.info("%d frames, %d steps an epoch, on %s", trainer.sampler.num_frames, len(trainer.loader), trainer.place)

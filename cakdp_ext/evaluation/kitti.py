@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cakdp_ext.evaluation.kitti_annotations import check_frames, read_detections, read_ground_truth
+from cakdp_ext.evaluation.kitti_annotations import read_detections, read_ground_truth
 from cakdp_ext.evaluation.kitti_measure import Case, Measured, build_scene, measure
 from cakdp_ext.evaluation.kitti_rules import DIFFICULTIES, METRICS, check_class_names
 from cakdp_ext.evaluation.kitti_text import result_text
 from cakdp_ext.evaluation.precision import AveragePrecision
+from cakdp_ext.evaluation.tables import check_frames
 from cakdp_ext.types import Annotations, Evaluation
 
 

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from cakdp_ext import ops
-from cakdp_ext.evaluation.kitti_annotations import LabelledObjects, Objects, ScoredObjects
+from cakdp_ext.evaluation.kitti_annotations import LabelledObjects, ScoredObjects
 
 PAIR_LIMIT = 1 << 18
 """Pairs held at once while overlaps are computed."""
 
 DONT_CARE = "dontcare"
+
+
+class InFrames(Protocol):
+    """Objects of a data set, frame after frame, as :class:`Objects` holds them."""
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Give the first object of each frame, and the number of all: ``(F + 1,)`` int64."""
+        ...
+
+    @property
+    def frames(self) -> np.ndarray:
+        """Give the frame of each object: ``(N,)`` int64."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,7 @@ def image_overlaps(ground_truth: LabelledObjects, detections: ScoredObjects) -> 
         The pairs that overlap; none for no objects.
     """
     parts = []
-    for truth, found in _same_frame_pairs(ground_truth, detections, ground_truth.names != DONT_CARE):
+    for truth, found in same_frame_pairs(ground_truth, detections, ground_truth.names != DONT_CARE):
         boxes1, boxes2 = ground_truth.bbox[truth], detections.bbox[found]
         shared = _image_intersection(boxes1, boxes2)
         hit = np.flatnonzero(shared > 0)
@@ -74,7 +89,7 @@ def dont_care_cover(ground_truth: LabelledObjects, detections: ScoredObjects) ->
         ``(D,)`` in [0, 1]; 0 in a frame without such regions.
     """
     cover = np.zeros(len(detections.names))
-    for region, found in _same_frame_pairs(ground_truth, detections, ground_truth.names == DONT_CARE):
+    for region, found in same_frame_pairs(ground_truth, detections, ground_truth.names == DONT_CARE):
         boxes = detections.bbox[found]
         shared = _image_intersection(ground_truth.bbox[region], boxes)
         hit = np.flatnonzero(shared > 0)
@@ -95,7 +110,7 @@ def box_overlaps(ground_truth: LabelledObjects, detections: ScoredObjects) -> di
     """
     bev: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     volume: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for truth, found in _same_frame_pairs(ground_truth, detections, ground_truth.names != DONT_CARE):
+    for truth, found in same_frame_pairs(ground_truth, detections, ground_truth.names != DONT_CARE):
         boxes1, boxes2 = torch.from_numpy(ground_truth.boxes), torch.from_numpy(detections.boxes)
         for parts, iou_of in ((bev, ops.iou_bev_aligned), (volume, ops.iou_3d_aligned)):
             iou = iou_of(boxes1[truth], boxes2[found]).numpy()
@@ -105,7 +120,7 @@ def box_overlaps(ground_truth: LabelledObjects, detections: ScoredObjects) -> di
     return {"bev": _collect(bev), "3d": _collect(volume)}
 
 
-def _same_frame_pairs(first: Objects, second: Objects, keep: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def same_frame_pairs(first: InFrames, second: InFrames, keep: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Give every pair of a kept first and a second object of one frame, about PAIR_LIMIT at a time."""
     chosen = np.flatnonzero(keep)
     frames = first.frames[chosen]

@@ -148,12 +148,14 @@ def sites_of(head: Any, geometry: LidarGeometry) -> PredictionSites:
     """
     if is_center_head(head):
         centers = geometry.cell_centers(head.feature_map_stride).to(next(head.parameters()).device)
-        return PredictionSites(centers, None, head.feature_map_stride, len(head.class_names))
+        names = tuple(head.class_names)
+        return PredictionSites(centers, None, head.feature_map_stride, len(names), names)
     anchors = anchors_of(head)
     stride = head.model_cfg.ANCHOR_GENERATOR_CONFIG[0]["feature_map_stride"]
     cells = geometry.cell_centers(stride)
     centers = cells.repeat_interleave(len(anchors) // len(cells), dim=0).to(anchors)
-    return PredictionSites(centers, anchors, stride, head.num_class)
+    names = tuple(head.class_names) if head.num_class == len(head.class_names) else ()
+    return PredictionSites(centers, anchors, stride, head.num_class, names)
 
 
 def anchors_of(head: Any) -> Tensor:

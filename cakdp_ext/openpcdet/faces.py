@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cakdp_ext.config import ConfigError
 from cakdp_ext.openpcdet.batches import to_batch_dict
 from cakdp_ext.openpcdet.dense import decode, raw_maps, sites_of
+from cakdp_ext.openpcdet.proposals import MAPS, propose
 from cakdp_ext.pruning.layers import is_tensor_like, values_of, with_values
 from cakdp_ext.types import (
     Batch,
@@ -19,6 +20,7 @@ from cakdp_ext.types import (
     EncodedScene,
     LidarGeometry,
     PredictionSites,
+    TeacherRois,
     TrainingOutput,
     to_device,
 )
@@ -85,7 +87,8 @@ class DetectorFaces:
             module = getattr(self, name, None)
             if module is not None:
                 data.update(module(data))
-        return decode(self.dense_head, raw_maps(self.dense_head, data["spatial_features_2d"]))
+        data[MAPS] = raw_maps(self.dense_head, data["spatial_features_2d"])
+        return decode(self.dense_head, data[MAPS])
 
     def encode(self, batch: Batch) -> EncodedScene:
         """Run the first stage; no proposals, no NMS.
@@ -97,6 +100,20 @@ class DetectorFaces:
         data = to_batch_dict(batch)
         data["dataset_cfg"] = getattr(self.dataset, "dataset_cfg", None)  # where SECONDHead reads range and voxels
         return EncodedScene(self._first_stage(data), data)
+
+    def propose(self, encoded: EncodedScene) -> TeacherRois:
+        """Give the RoIs of its own evaluation, without gradient.
+
+        Args:
+            encoded: of :meth:`encode`, B frames.
+
+        Raises:
+            RuntimeError: in training mode.
+        """
+        if self.training:
+            raise RuntimeError("propose gives the rois of an evaluation; call .eval() on the teacher first")
+        with torch.autocast(encoded.predictions.boxes.device.type, enabled=False):
+            return propose(self, encoded)
 
     def require_two_stages(self) -> None:
         """Refuse to teach without a first stage that says something everywhere and a second that judges any box.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any
 
 from pcdet.models import detectors
 
 from cakdp_ext.checkpoint import find_checkpoint, load_weights, read_checkpoint
 from cakdp_ext.config import ConfigError, load_config
-from cakdp_ext.distillation import DistillConfig, FrozenTeacher
+from cakdp_ext.distillation import DistillConfig, FrozenTeacher, require_same_classes
 from cakdp_ext.openpcdet.faces import geometry_of, with_faces
 from cakdp_ext.openpcdet.locate import root_if_any
 from cakdp_ext.openpcdet.resolve import places
@@ -38,25 +38,33 @@ def build_teacher(distill: DistillConfig, dataset: Any) -> FrozenTeacher:
     if name not in known:
         raise ConfigError(f"{distill.teacher.cfg}: OpenPCDet has no detector {name!r}; it has {', '.join(known)}")
     detector = with_faces(known[name])
-    model: Any = detector(model_cfg=deepcopy(config.MODEL), num_class=len(config.CLASS_NAMES), dataset=dataset)
+    seen = _with_classes(dataset, list(config.CLASS_NAMES))
+    model: Any = detector(model_cfg=deepcopy(config.MODEL), num_class=len(config.CLASS_NAMES), dataset=seen)
     model.require_two_stages()
     file = find_checkpoint(distill.teacher.ckpt)
     load_weights(model, read_checkpoint(file)["model_state"], file)
     return FrozenTeacher(model)
 
 
+def _with_classes(dataset: Any, class_names: list[str]) -> Any:
+    """Show a data set to a detector whose classes are the same in another order."""
+    if list(dataset.class_names) == class_names:
+        return dataset
+    seen = copy(dataset)
+    seen.class_names = class_names
+    return seen
+
+
 def require_same_world(config: Mapping[str, Any], dataset: Any) -> None:
     """Refuse a teacher that knows other classes, or sees other voxels, than the student's data set gives.
+
+    The order of the classes is free: distillation goes by their names.
 
     Raises:
         ConfigError: saying what differs.
     """
     file, geometry = config["CONFIG_FILE"], geometry_of(dataset)
-    if list(config["CLASS_NAMES"]) != list(dataset.class_names):
-        raise ConfigError(
-            f"{file} knows the classes {list(config['CLASS_NAMES'])}, the student {list(dataset.class_names)}; "
-            "they must be the same, in the same order"
-        )
+    require_same_classes(list(dataset.class_names), list(config["CLASS_NAMES"]), teacher=file)
     processors = config["DATA_CONFIG"]["DATA_PROCESSOR"]
     sizes = [tuple(map(float, p["VOXEL_SIZE"])) for p in processors if p["NAME"] in _VOXELIZERS]
     theirs = tuple(map(float, config["DATA_CONFIG"]["POINT_CLOUD_RANGE"])), sizes[0] if sizes else None

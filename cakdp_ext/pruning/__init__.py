@@ -5,12 +5,12 @@ question            answer
 ==================  ==================================================================================
 what feeds what     ``trace_channels`` -> ``ChannelGraph`` (layers, groups, what is pinned and why)
 what matters        ``score_filters`` -> ``FilterScores``; ``import_score_table`` reads the authors' tables
-what stays          ``plan_from_scores`` -> ``PruningPlan``; ``PruningConfig`` is MODEL.PRUNING
+what stays          ``plan_from_scores``, ``proportional_plan`` -> ``PruningPlan``; ``PruningConfig`` is MODEL.PRUNING
 the cut             ``apply_plan`` (a new network), ``apply_plan_`` (in place), ``masked`` (as if cut)
 a student           ``channel_graph``, ``inherit_weights``, ``cut_student_`` for detectors that ``predict_dense``
 on disk             ``save_scores``, ``load_scores``, ``save_plan``, ``load_plan``, ``plan_to_dict``, ``plan_from_dict``
 what belongs        ``model_fingerprint`` (weights), ``architecture_fingerprint`` (names and shapes)
-what it costs       ``count_parameters``, ``count_macs``, ``measure_latency``, ``peak_memory``
+what it costs       ``count_parameters``, ``count_macs``, ``count_macs_by``, ``measure_latency``, ``peak_memory``
 ==================  ==================================================================================
 
 The folder knows no detector and no engine: it works on any network of convolutions (dense or spconv), linear layers,
@@ -29,16 +29,20 @@ from cakdp_ext.pruning.artefacts import (
     save_scores,
 )
 from cakdp_ext.pruning.cost import (
+    EXACT,
+    THOP,
     LatencyStats,
     MacCount,
     MemoryPeak,
     count_macs,
+    count_macs_by,
     count_parameters,
     measure_latency,
     peak_memory,
 )
+from cakdp_ext.pruning.criteria import CAPR, CRITERIA, PROPR, RANKED
 from cakdp_ext.pruning.graph import DEFAULT_SCOPE, ChannelGraph, Filter, ProducerLayer, Slot, trace_channels
-from cakdp_ext.pruning.plan import PruningConfig, plan_from_scores
+from cakdp_ext.pruning.plan import PruningConfig, criterion_of, plan_from_scores, proportional_plan
 from cakdp_ext.pruning.score import score_filters
 from cakdp_ext.pruning.students import (
     channel_graph,
@@ -52,7 +56,13 @@ from cakdp_ext.pruning.students import (
 from cakdp_ext.pruning.surgery import apply_plan, apply_plan_, masked, removed_filters
 
 __all__ = [
+    "CAPR",
+    "CRITERIA",
     "DEFAULT_SCOPE",
+    "EXACT",
+    "PROPR",
+    "RANKED",
+    "THOP",
     "ChannelGraph",
     "Filter",
     "LatencyStats",
@@ -67,7 +77,9 @@ __all__ = [
     "channel_graph",
     "class_logits",
     "count_macs",
+    "count_macs_by",
     "count_parameters",
+    "criterion_of",
     "cut_student_",
     "example_batch",
     "import_score_table",
@@ -82,6 +94,7 @@ __all__ = [
     "plan_from_dict",
     "plan_from_scores",
     "plan_to_dict",
+    "proportional_plan",
     "removed_filters",
     "require_match",
     "save_plan",

@@ -1,7 +1,8 @@
-"""Which filters stay? The best of all layers together, as Eq. 5 of the paper asks."""
+"""Which filters stay? The best of all layers together, as Eq. 5 of the paper asks, or what it is compared with."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 
 from cakdp_ext.config import ModelSource
 from cakdp_ext.pruning.artefacts import architecture_fingerprint
-from cakdp_ext.pruning.graph import ChannelGraph, Filter
+from cakdp_ext.pruning.criteria import CAPR, PROPR, best_first, require_criterion, same_share_of_each_layer
+from cakdp_ext.pruning.graph import ChannelGraph
 from cakdp_ext.pruning.score import REMOVALS
 from cakdp_ext.types import FilterScores, PruningPlan
 
@@ -25,6 +27,8 @@ class PruningConfig:
         keep_ratio: share of all filters that stays, in (0, 1]; the paper's 1 - eta.
         student: the trained network that is scored and cut.
         min_filters: how many filters every layer keeps at least; 0 makes an emptied layer an error.
+        criterion: ``CaPr``: the largest scores of all layers together stay; ``RV-CaPr``: the smallest; ``ProPr``: the
+            same share of each layer, whatever the scores.
         removal: what "without this filter" means while scoring: ``channel`` or ``zero_weight``.
         scores: score file to plan from; None stands for the run folder's own.
         plan: plan file to cut by; None stands for the run folder's own.
@@ -36,6 +40,7 @@ class PruningConfig:
     keep_ratio: float
     student: ModelSource
     min_filters: int = 0
+    criterion: str = CAPR
     removal: str = "channel"
     scores: str | None = None
     plan: str | None = None
@@ -45,6 +50,7 @@ class PruningConfig:
 
     def __post_init__(self) -> None:
         _require_ratio(self.keep_ratio)
+        require_criterion(self.criterion)
         for name, known in (("removal", REMOVALS), ("initial_weights", INITIAL_WEIGHTS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name.upper()} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -52,6 +58,14 @@ class PruningConfig:
             value = getattr(self, name)
             if type(value) is not int or value < 0:
                 raise ValueError(f"{name.upper()} must be a whole number of at least 0, got {value!r}")
+
+
+def criterion_of(plan: PruningPlan, config: PruningConfig | None = None) -> str:
+    """Name what a plan was made by, as the paper does; with ``config``, the weights to start from count too."""
+    name = str(plan.source.get("criterion", "a plan of one's own"))
+    if config is None or config.initial_weights != "random":
+        return name
+    return "RD-CaPr" if name == CAPR else f"{name}, random weights"
 
 
 def _require_ratio(keep_ratio: Any) -> None:
@@ -64,34 +78,36 @@ def plan_from_scores(
     graph: ChannelGraph,
     keep_ratio: float,
     *,
+    criterion: str = CAPR,
     min_filters: int = 0,
     source: Mapping[str, Any] | None = None,
 ) -> PruningPlan:
-    """Keep the ``int(keep_ratio * filters)`` filters with the largest scores, whatever layer they are in.
+    """Keep the ``int(keep_ratio * decisions)`` filters with the largest scores, whatever layer they are in.
 
-    Filters that meet in a sum are one decision: they count as one filter, with the largest of their scores. Between
-    equal scores the earlier layer, then the earlier filter stays.
+    Filters that meet in a sum are one decision: their score is the sum of theirs, and they count once. Between equal
+    scores the earlier layer, then the earlier filter stays.
 
     Args:
         scores: of every prunable filter of ``graph``.
         graph: of the network that is cut.
         keep_ratio: in (0, 1].
-        min_filters: the best that many filters of each layer stay first (all of a layer that has fewer), and the rest
-            of the number is filled up by score; 0 makes an emptied layer an error.
+        criterion: ``CaPr``, or ``RV-CaPr``, which keeps the smallest scores in place of the largest.
+        min_filters: the first that many filters of each layer stay anyway (all of a layer that has fewer), and the rest
+            of the number is filled up; 0 makes an emptied layer an error.
         source: what else reports shall say about the plan's origin; values must fit into JSON.
 
     Returns:
         The plan; layers in canonical order.
 
     Raises:
-        ValueError: for a ratio outside (0, 1], scores of other layers or with NaN, a layer left with no filter, or
-            more guaranteed filters than the ratio keeps.
+        ValueError: for a ratio outside (0, 1], another criterion, scores of other layers or with NaN, a layer left with
+            no filter, or more guaranteed filters than the ratio keeps.
 
-    Source: CaKDP (Zhang et al., CVPR 2024), Eq. 5; number of filters as in the authors' released code.
+    Source: CaKDP (Zhang et al., CVPR 2024), Eq. 5 and section 5.2; number of filters as in the authors' released code.
     """
     _require_ratio(keep_ratio)
     _require_scores(scores, graph)
-    ranked = _best_first(scores, graph)
+    ranked = best_first(scores, graph, criterion)
     quota = int(keep_ratio * len(ranked))
     kept = _guaranteed(ranked, graph, min_filters)
     if len(kept) > quota:
@@ -101,7 +117,8 @@ def plan_from_scores(
         )
     rest = [number for number in ranked if number not in kept]
     kept.update(rest[: quota - len(kept)])
-    plan = _plan(graph, [graph.groups[number] for number in kept], source={
+    return _plan(graph, kept, {
+        "criterion": criterion,
         "keep_ratio": float(keep_ratio),
         "min_filters": min_filters,
         "removal": scores.removal,
@@ -110,10 +127,33 @@ def plan_from_scores(
         "scored_model": scores.fingerprint,
         **(source or {}),
     })  # fmt: skip
-    for name, indices in plan.keep_indices.items():
-        if not indices:
-            raise ValueError(f"KEEP_RATIO {keep_ratio} leaves {name} with no filter; raise it or set MIN_FILTERS")
-    return plan
+
+
+def proportional_plan(
+    graph: ChannelGraph, keep_ratio: float, *, min_filters: int = 0, source: Mapping[str, Any] | None = None
+) -> PruningPlan:
+    """Keep the first ``int(keep_ratio * filters)`` filters of every layer: the paper's ProPr.
+
+    Layers that sums tie together keep the same filters.
+
+    Args:
+        graph: of the network that is cut.
+        keep_ratio: in (0, 1].
+        min_filters: every layer keeps so many at least; 0 makes an emptied layer an error.
+        source: what else reports shall say about the plan's origin; values must fit into JSON.
+
+    Returns:
+        The plan; layers in canonical order.
+
+    Raises:
+        ValueError: for a ratio outside (0, 1], or a layer left with no filter.
+
+    Source: CaKDP (Zhang et al., CVPR 2024), section 5.2.
+    """
+    _require_ratio(keep_ratio)
+    kept = same_share_of_each_layer(graph, keep_ratio, min_filters)
+    origin = {"criterion": PROPR, "keep_ratio": float(keep_ratio), "min_filters": min_filters}
+    return _plan(graph, kept, {**origin, **(source or {})})
 
 
 def _require_scores(scores: FilterScores, graph: ChannelGraph) -> None:
@@ -130,14 +170,8 @@ def _require_scores(scores: FilterScores, graph: ChannelGraph) -> None:
             raise ValueError(f"filter {int(np.isnan(values).argmax())} of {name} has the score NaN; score again")
 
 
-def _best_first(scores: FilterScores, graph: ChannelGraph) -> list[int]:
-    """Sort the numbers of the groups by score; groups are in canonical order, so a stable sort breaks ties by it."""
-    best = [max(float(scores.values[layer][index]) for layer, index in group) for group in graph.groups]
-    return np.argsort(-np.array(best), kind="stable").tolist()
-
-
 def _guaranteed(ranked: Sequence[int], graph: ChannelGraph, min_filters: int) -> set[int]:
-    """Pick, best first, groups that a layer with fewer than ``min_filters`` filters so far has a filter in."""
+    """Pick, as they are ranked, groups that a layer with fewer than ``min_filters`` filters so far has a filter in."""
     num_kept = {layer.name: 0 for layer in graph.prunable}
     kept = set()
     for number in ranked:
@@ -149,14 +183,33 @@ def _guaranteed(ranked: Sequence[int], graph: ChannelGraph, min_filters: int) ->
     return kept
 
 
-def _plan(graph: ChannelGraph, kept: Iterable[Sequence[Filter]], source: Mapping[str, Any]) -> PruningPlan:
+def _plan(graph: ChannelGraph, kept: Iterable[int], source: Mapping[str, Any]) -> PruningPlan:
+    """Write down which filters the kept groups are, and what was decided how often.
+
+    Raises:
+        ValueError: naming a layer that is left with no filter.
+    """
+    kept = sorted(kept)
     keep_indices: dict[str, list[int]] = {layer.name: [] for layer in graph.prunable}
-    for group in kept:
-        for layer, index in group:
+    for number in kept:
+        for layer, index in graph.groups[number]:
             keep_indices[layer].append(index)
+    for name, indices in keep_indices.items():
+        if not indices:
+            ratio = source["keep_ratio"]
+            raise ValueError(f"KEEP_RATIO {ratio} leaves {name} with no filter; raise it or set MIN_FILTERS")
     return PruningPlan(
         keep_indices={name: tuple(sorted(indices)) for name, indices in keep_indices.items()},
         num_filters={layer.name: layer.num_filters for layer in graph.prunable},
         fingerprint=architecture_fingerprint(graph),
-        source=source,
+        source={**source, "decisions": [len(kept), len(graph.groups)], "sums": _sums(graph, kept)},
     )
+
+
+def _sums(graph: ChannelGraph, kept: Iterable[int]) -> list[dict[str, Any]]:
+    """List the layers whose filters meet in sums: how many decisions they were, and how many of them stay."""
+    layers = [tuple(dict.fromkeys(layer for layer, _ in group)) for group in graph.groups]
+    is_sum = [len(group) > 1 for group in graph.groups]
+    total = Counter(names for names, tied in zip(layers, is_sum, strict=True) if tied)
+    stay = Counter(layers[number] for number in kept if is_sum[number])
+    return [{"layers": list(names), "decisions": [stay[names], count]} for names, count in total.items()]

@@ -47,7 +47,8 @@ def score_filters(
         progress: called with the number of filters done since the last call.
 
     Returns:
-        Scores of every prunable filter; those of a group are equal.
+        Scores of every prunable filter. Those of a group are equal shares of what all of it is worth: filters that meet
+        in a sum go together or not at all, so that Eq. 4 is asked of the group, and the sum over it is the answer.
 
     Raises:
         ValueError: for an unknown rule, ``previous`` scores of something else, no frame at all, logits of another
@@ -100,7 +101,7 @@ def _count(scores: FilterScores, frame: str, gaps: np.ndarray, graph: ChannelGra
     now = {name: np.zeros_like(values) for name, values in scores.values.items()}
     for gap, group in zip(gaps, graph.groups, strict=True):
         for layer, channel in group:
-            now[layer][channel] = gap
+            now[layer][channel] = gap / len(group)
     values = {name: mean + (now[name] - mean) / number for name, mean in scores.values.items()}
     return replace(scores, values=values, frame_ids=(*scores.frame_ids, frame))
 

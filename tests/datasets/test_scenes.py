@@ -488,7 +488,7 @@ def test_a_frame_depends_on_seed_and_index_alone(written, tmp_path):
 
 
 def test_a_complete_data_set_is_reused(written, monkeypatch):
-    monkeypatch.setattr(writer_module, "_write_frames", lambda *_: pytest.fail("generated again"))
+    monkeypatch.setattr(writer_module, "_run", lambda *_: pytest.fail("generated again"))
     again = write_scenes(TINY, written[0], workers=3)
     assert again == replace(written[1], reused=True)
 
@@ -522,7 +522,7 @@ def test_an_interrupted_generation_starts_again(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer_module, "_write_frames", interrupt)
+        patch.setattr(writer_module, "_run", interrupt)
         with pytest.raises(KeyboardInterrupt):
             write_scenes(small, tmp_path / "set", progress=False)
     assert not write_scenes(small, tmp_path / "set", progress=False).reused

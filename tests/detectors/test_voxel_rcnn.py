@@ -351,7 +351,7 @@ def test_training_on_one_batch_brings_the_second_stages_losses_down(teacher, mak
     history = []
     for _ in range(25):
         optimizer.zero_grad()
-        loss = sum(head.losses(head(encoded.features, targets.rois), targets).values())
+        loss = sum(head.losses(head(encoded.features.seen, targets.rois), targets).values())
         loss.backward()
         optimizer.step()
         history.append(loss.item())
@@ -396,7 +396,7 @@ def change(cfg: dict, dotted: str, value) -> dict:
         ("ROI_HEAD", None, "MODEL needs a section ROI_HEAD with a NAME, got None"),
         ("ROI_HEAD.NAME", "PVRCNNHead", "unknown ROI_HEAD NAME 'PVRCNNHead'; known names: .*VoxelRCNNHead"),
         ("ROI_HEAD.CLASS_AGNOSTIC", False, "CLASS_AGNOSTIC must be True"),
-        ("ROI_HEAD.DP_RATE", 0.3, "unknown key DP_RATE in MODEL.ROI_HEAD; valid keys: SHARED_FC"),
+        ("ROI_HEAD.DP_RATE", 0.3, "unknown key DP_RATE in MODEL.ROI_HEAD; valid keys: NMS_CONFIG"),
         ("ROI_HEAD.LOSS_CONFIG.CLS_LOSS", "CrossEntropy", "CLS_LOSS must be BinaryCrossEntropy"),
         ("ROI_HEAD.LOSS_CONFIG.REG_LOSS", "l1", "REG_LOSS must be smooth-l1"),
         ("ROI_HEAD.LOSS_CONFIG.GRID_3D_IOU_LOSS", True, "GRID_3D_IOU_LOSS must be False"),

@@ -32,7 +32,8 @@ def make_boxes():
 def make_sites(make_boxes):
     def make(num_anchors, num_classes=3, seed=0):
         anchors = make_boxes(num_anchors, seed=seed)
-        return PredictionSites(anchors[:, :2], anchors, stride=8, num_classes=num_classes)
+        names = tuple("Car Pedestrian Cyclist Van".split()[:num_classes])
+        return PredictionSites(anchors[:, :2], anchors, stride=8, num_classes=num_classes, class_names=names)
 
     return make
 
@@ -114,7 +115,7 @@ class FakeTeacher(nn.Module):
         super().__init__()
         self.norm = nn.BatchNorm1d(7)
         self.head = nn.Linear(7, num_outputs)
-        self.fixed_sites, self.boxes, self.asked = sites, boxes, []
+        self.fixed_sites, self.boxes, self.asked, self.found = sites, boxes, [], None
 
     @property
     def sites(self):
@@ -123,6 +124,9 @@ class FakeTeacher(nn.Module):
     def encode(self, batch):
         logits = self.head(self.norm(self.boxes.flatten(0, 1))).view(*self.boxes.shape[:2], -1)
         return EncodedScene(DensePredictions(logits, self.boxes), features=None)
+
+    def propose(self, encoded):
+        return self.found
 
     def refine(self, encoded, rois):
         self.asked.append(rois)

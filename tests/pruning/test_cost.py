@@ -15,7 +15,16 @@ from pruning_networks import GRID, SparseUNet, voxel_batch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cakdp_ext.pruning import cost, count_macs, count_parameters, measure_latency, peak_memory
+from cakdp_ext.pruning import (
+    EXACT,
+    THOP,
+    cost,
+    count_macs,
+    count_macs_by,
+    count_parameters,
+    measure_latency,
+    peak_memory,
+)
 from cakdp_ext.pruning.rulebooks import num_pairs
 
 
@@ -36,6 +45,37 @@ def test_dense_layers_by_hand():
         "5": 2 * 560 * 5,
     }
     assert macs.total == sum(macs.layers.values())
+
+
+def test_dense_layers_by_the_papers_counter():
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),  # 10 x 14 -> 5 x 7
+        nn.BatchNorm2d(8),
+        nn.ConvTranspose2d(8, 6, 2, stride=2),  # -> 10 x 14
+        nn.Conv2d(6, 4, 3, padding=1, groups=2),
+        nn.Flatten(),
+        nn.Linear(4 * 10 * 14, 5),
+    )
+    counts = count_macs_by(lambda m: m(torch.randn(2, 3, 10, 14)), net)
+    assert counts[EXACT].layers == count_macs(lambda m: m(torch.randn(2, 3, 10, 14)), net).layers
+    assert counts[THOP].layers == {
+        "0": 2 * 5 * 7 * 8 * 3 * 9,
+        "1": 2 * (2 * 5 * 7 * 8),
+        "2": 2 * 10 * 14 * 6 * (8 * 4 + 1),
+        "3": 2 * 10 * 14 * 4 * (3 * 9 + 1),
+        "5": 2 * 560 * 5,
+    }
+
+
+def test_sparse_layers_by_the_papers_counter():
+    net = nn.Sequential(spconv.SparseConv3d(4, 5, 3, stride=2, padding=1, indice_key="down"))
+    up = spconv.SparseInverseConv3d(5, 4, 3, bias=False, indice_key="down")
+    with torch.no_grad():
+        num_out = len(net.eval()(sparse_input()).features)
+    counts = count_macs_by(lambda m: m(sparse_input()), nn.Sequential(*net, up))
+    exact, thop = counts[EXACT].layers, counts[THOP].layers
+    assert exact["0"] == exact["1"] > 0
+    assert thop == {"0": exact["0"] + num_out, "1": 0}
 
 
 def test_dense_layers_against_torchs_own_counter():

@@ -19,7 +19,9 @@ from cakdp_ext.pruning import (
     Slot,
     apply_plan,
     architecture_fingerprint,
+    criterion_of,
     plan_from_scores,
+    proportional_plan,
     trace_channels,
 )
 from cakdp_ext.types import FilterScores
@@ -123,6 +125,98 @@ def test_filters_that_meet_in_a_sum_count_once_and_stay_together():
     apply_plan(model, plan, graph)(batch)
 
 
+def tied(**widths):
+    """Layers whose filters of one number meet in a sum."""
+    count = min(widths.values())
+    return replace(graph_of(**widths), groups=tuple(tuple(Filter(name, i) for name in widths) for i in range(count)))
+
+
+def both(first, second):
+    """Two networks side by side."""
+    layers = {**first.layers, **second.layers}
+    return ChannelGraph(layers, first.prunable + second.prunable, first.groups + second.groups, {})
+
+
+def test_a_groups_score_is_the_sum_over_it_and_counts_once():
+    graph = both(tied(a=3, b=3), graph_of(c=3))
+    scores = scores_of(a=[3.0, 0.0, 2.0], b=[0.0, 4.0, 1.0], c=[3.5, 2.9, 2.0])
+    plan = plan_from_scores(scores, graph, 0.5)  # sums 3, 4, 3 beside 3.5, 2.9, 2: the best three
+    assert plan.keep_indices == {"a": (0, 1), "b": (0, 1), "c": (0,)}
+    assert plan.source["decisions"] == [3, 6]
+    assert plan.source["sums"] == [{"layers": ["a", "b"], "decisions": [2, 3]}]
+    assert plan_from_scores(scores, graph, 0.34).keep_indices == {"a": (1,), "b": (1,), "c": (0,)}
+
+
+def test_the_reverse_keeps_the_smallest_scores():
+    scores, graph = scores_of(a=[0.1, 0.9, 0.3], b=[0.8, 0.2, 0.3]), graph_of(a=3, b=3)
+    plan = plan_from_scores(scores, graph, 0.5, criterion="RV-CaPr")
+    assert plan.keep_indices == {"a": (0, 2), "b": (1,)}  # among equals the earlier layer
+    assert plan.source["criterion"] == "RV-CaPr"
+    kept = plan_from_scores(scores, graph, 4 / 6, criterion="RV-CaPr", min_filters=2).keep_indices
+    assert kept == {"a": (0, 2), "b": (1, 2)}
+
+
+@settings(max_examples=30, deadline=None)
+@given(widths=st.lists(st.integers(2, 9), min_size=1, max_size=4), seed=st.integers(0, 99))
+def test_the_reverse_keeps_just_what_the_criterion_removes(widths, seed):
+    names = {f"layer{i}": n for i, n in enumerate(widths)}
+    rng, total = np.random.default_rng(seed), sum(widths)
+    shuffled = iter(rng.permutation(total).tolist())
+    scores = scores_of(**{name: [*[next(shuffled) for _ in range(n)], -1, total] for name, n in names.items()})
+    graph, total = graph_of(**{name: n + 2 for name, n in names.items()}), total + 2 * len(names)
+    kept = []
+    for criterion, number in (("CaPr", total // 2), ("RV-CaPr", total - total // 2)):
+        plan = plan_from_scores(scores, graph, (number + 0.5) / total, criterion=criterion)
+        kept.append({(name, i) for name, keep in plan.keep_indices.items() for i in keep})
+    assert not kept[0] & kept[1]
+    assert len(kept[0] | kept[1]) == total
+
+
+def test_a_share_of_each_layer_needs_no_scores():
+    plan = proportional_plan(both(graph_of(a=10, b=5), tied(c=8, d=8)), 0.62)
+    assert plan.keep_indices == {"a": tuple(range(6)), "b": (0, 1, 2), "c": tuple(range(4)), "d": tuple(range(4))}
+    assert plan.source["criterion"] == "ProPr"
+    assert plan.source["decisions"] == [13, 23]
+    assert plan.source["sums"] == [{"layers": ["c", "d"], "decisions": [4, 8]}]
+
+
+def test_a_share_that_empties_a_layer_is_an_error_or_filled_up():
+    with pytest.raises(ValueError, match=r"KEEP_RATIO 0.3 leaves b with no filter"):
+        proportional_plan(graph_of(a=10, b=3), 0.3)
+    assert proportional_plan(graph_of(a=10, b=3), 0.3, min_filters=4).keep_indices == {
+        "a": (0, 1, 2, 3),
+        "b": (0, 1, 2),
+    }
+    with pytest.raises(ValueError, match="KEEP_RATIO must be a number above 0"):
+        proportional_plan(graph_of(a=10), 0)
+
+
+def test_layers_that_a_sum_ties_keep_the_same_filters():
+    batch = voxel_batch()
+    model = SparseDense()
+    plan = proportional_plan(trace_channels(model, lambda network: network(batch)), 0.5)
+    halves = {name: tuple(range(total // 2)) for name, total in plan.num_filters.items()}
+    assert plan.keep_indices == halves
+    (tie,) = plan.source["sums"]
+    assert tie == {"layers": ["backbone_2d.stem.1", "backbone_2d.residual.0"], "decisions": [3, 7]}
+    apply_plan(model, plan, trace_channels(model, lambda network: network(batch)))(batch)
+
+
+def test_only_criteria_that_rank_can_plan_from_scores():
+    with pytest.raises(ValueError, match="CRITERION must be one of CaPr, RV-CaPr, got 'ProPr'"):
+        plan_from_scores(scores_of(a=[1.0, 2.0]), graph_of(a=2), 0.5, criterion="ProPr")
+
+
+def test_a_plan_is_named_as_in_the_paper():
+    plan = plan_from_scores(scores_of(a=[1.0, 2.0]), graph_of(a=2), 0.5)
+    config = PruningConfig(0.5, ModelSource("a.yaml", "a.pth"))
+    assert criterion_of(plan) == criterion_of(plan, config) == "CaPr"
+    assert criterion_of(plan, replace(config, initial_weights="random")) == "RD-CaPr"
+    share = proportional_plan(graph_of(a=2), 0.5)
+    assert criterion_of(share, replace(config, initial_weights="random")) == "ProPr, random weights"
+    assert criterion_of(replace(plan, source={})) == "a plan of one's own"
+
+
 def test_the_plan_says_where_it_came_from():
     graph = graph_of(a=2)
     plan = plan_from_scores(scores_of(a=[1.0, 2.0]), graph, 0.5, source={"scores": "scores.npz"})
@@ -160,6 +254,8 @@ def test_config_reads_a_pruning_section():
     ("key", "value", "message"),
     [
         ("KEEP_RATIO", 50, "KEEP_RATIO must be a number above 0 and at most 1, got 50"),
+        ("CRITERION", "RD-CaPr", "one of CaPr, RV-CaPr, ProPr, got 'RD-CaPr'; .* is CaPr with INITIAL_WEIGHTS: random"),
+        ("CRITERION", None, "CRITERION must be one of CaPr, RV-CaPr, ProPr, got None"),
         ("REMOVAL", "weights", "REMOVAL must be one of channel, zero_weight"),
         ("INITIAL_WEIGHTS", "zero", "INITIAL_WEIGHTS must be one of inherited, random"),
         ("MIN_FILTERS", -1, "MIN_FILTERS must be a whole number of at least 0"),

@@ -65,7 +65,7 @@ def naive(model, graph, batches, without, forward=predict):
         cut = without(model, graph, group)
         score = np.mean([value for batch in batches for value in gap(model, cut, batch, forward)])
         for layer, channel in group:
-            values[layer][channel] = score
+            values[layer][channel] = score / len(group)
     return values
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from cakdp_ext.datasets.described import wrap_angle
 from cakdp_ext.datasets.kitti.calibration import Calibration
-from cakdp_ext.datasets.kitti.labels import image_boxes, lidar_to_camera_boxes, wrap_angle
+from cakdp_ext.datasets.kitti.labels import image_boxes, lidar_to_camera_boxes
 from cakdp_ext.types import Detections
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cakdp_ext.datasets.described import wrap_angle
 from cakdp_ext.datasets.kitti.calibration import Calibration
 
 DONT_CARE = "DontCare"
@@ -155,11 +156,6 @@ def lidar_to_camera_boxes(boxes: np.ndarray, calibration: Calibration) -> tuple[
     bottoms = boxes[:, :3].astype(np.float64)
     bottoms[:, 2] -= boxes[:, 5] / 2
     return calibration.to_camera(bottoms), boxes[:, [3, 5, 4]], wrap_angle(-boxes[:, 6] - np.pi / 2)
-
-
-def wrap_angle(angle: np.ndarray) -> np.ndarray:
-    """Bring angles into ``[-pi, pi)``."""
-    return angle - np.floor(angle / (2 * np.pi) + 0.5) * (2 * np.pi)
 
 
 def image_boxes(

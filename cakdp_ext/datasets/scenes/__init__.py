@@ -1,4 +1,4 @@
-"""Street scenes from a generator, written in KITTI's layout, for whoever has no data set at hand.
+"""Street scenes from a generator, written in KITTI's or Waymo's layout, for whoever has no data set at hand.
 
 A spinning LiDAR is cast against cars, pedestrians, cyclists and what is easily taken for them; every label is true by
 construction. What a KITTI reader, ground-truth sampling and KITTI's evaluation need is all there.
@@ -7,11 +7,13 @@ construction. What a KITTI reader, ground-truth sampling and KITTI's evaluation 
 from cakdp_ext.datasets.scenes.config import (
     LidarConfig,
     SceneConfig,
+    SequenceConfig,
     StreetConfig,
     TrafficConfig,
     read_scene_config,
 )
 from cakdp_ext.datasets.scenes.frame import FrameGenerator, SceneFrame
+from cakdp_ext.datasets.scenes.segments import SegmentGenerator
 from cakdp_ext.datasets.scenes.writer import SceneSummary, write_scenes
 
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "SceneConfig",
     "SceneFrame",
     "SceneSummary",
+    "SegmentGenerator",
+    "SequenceConfig",
     "StreetConfig",
     "TrafficConfig",
     "read_scene_config",

@@ -111,6 +111,30 @@ class StreetConfig:
 
 
 @dataclass(frozen=True)
+class SequenceConfig:
+    """What moves between the sweeps of a segment; used where scenes are written in Waymo's layout.
+
+    Attributes:
+        frames: sweeps of a segment, 0.1 s apart.
+        ego_speed: ``[slowest, fastest]`` metres a second of the sensor's car.
+        max_turn: its fastest turn in degrees a second.
+        moving: share of the vehicles, cyclists and pedestrians that move, where nothing is in their way.
+    """
+
+    frames: int = 10
+    ego_speed: tuple[float, float] = (0.0, 8.0)
+    max_turn: float = 6.0
+    moving: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.frames <= 1000, f"FRAMES of SEQUENCE must be in [1, 1000], got {self.frames}")
+        slow, fast = self.ego_speed
+        _require(0 <= slow <= fast <= 30, f"EGO_SPEED must be [slowest, fastest] in [0, 30] m/s, got {self.ego_speed}")
+        _require(0 <= self.max_turn <= 30, f"MAX_TURN must be in [0, 30] degrees a second, got {self.max_turn}")
+        _require(0 <= self.moving <= 1, f"MOVING is a share, got {self.moving}")
+
+
+@dataclass(frozen=True)
 class SceneConfig:
     """A data set of generated scenes.
 
@@ -125,6 +149,7 @@ class SceneConfig:
         lidar: the sensor.
         traffic: the objects.
         street: everything else.
+        sequence: what moves, in Waymo's layout; None takes its defaults.
     """
 
     num_train: int = 216
@@ -136,6 +161,7 @@ class SceneConfig:
     lidar: LidarConfig = field(default_factory=LidarConfig)
     traffic: TrafficConfig = field(default_factory=TrafficConfig)
     street: StreetConfig = field(default_factory=StreetConfig)
+    sequence: SequenceConfig | None = None
 
     def __post_init__(self) -> None:
         _require(self.num_train >= 0, f"NUM_TRAIN must not be negative, got {self.num_train}")

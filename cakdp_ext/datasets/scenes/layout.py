@@ -30,24 +30,26 @@ class _Builder:
     rng: np.random.Generator
     street: Street
     ground: Ground
+    around: bool = False
     footprints: Footprints = field(default_factory=Footprints)
     objects: list[SceneObject] = field(default_factory=list)
     clutter: list[Part] = field(default_factory=list)
     walkers: list[Pose] = field(default_factory=list)
 
 
-def sample_scene(config: SceneConfig, rng: np.random.Generator) -> Scene:
+def sample_scene(config: SceneConfig, rng: np.random.Generator, *, around: bool = False) -> Scene:
     """Draw a street with its traffic and its clutter.
 
     Args:
         config: how much of everything.
         rng: the only source of chance.
+        around: place traffic on all sides, not only where a camera that looks ahead would see it.
 
     Returns:
         The scene in the LiDAR frame; no two objects overlap, nor does an object overlap with clutter or walls.
     """
     street = sample_street(config.street, rng)
-    builder = _Builder(config, rng, street, _sample_ground(config, rng))
+    builder = _Builder(config, rng, street, _sample_ground(config, rng), around)
     builder.footprints.take(-0.5, 0.0, (4.4, 2.0), 0.0)
     if config.street.buildings:
         for side in street.sides:
@@ -124,7 +126,8 @@ def _place_object(
     for _ in range(ATTEMPTS):
         along, lateral, turn = propose(builder)
         x, y = builder.street.to_lidar(along, lateral)
-        in_view = abs(np.arctan2(y, x)) < HALF_VIEW and distances[0] < np.hypot(x, y) < distances[1]
+        in_view = builder.around or abs(np.arctan2(y, x)) < HALF_VIEW
+        in_view = in_view and distances[0] < np.hypot(x, y) < distances[1]
         heading = float((turn + builder.street.yaw + np.pi) % (2 * np.pi) - np.pi)
         if not in_view or not builder.footprints.take(x, y, (length, width), heading):
             continue
@@ -147,7 +150,8 @@ def _direction(side: Side) -> float:
 
 
 def _along(builder: _Builder) -> float:
-    return float(builder.rng.uniform(2.0, builder.config.traffic.reach))
+    reach = builder.config.traffic.reach
+    return float(builder.rng.uniform(-reach if builder.around else 2.0, reach))
 
 
 def _parked_pose(builder: _Builder) -> Pose:
@@ -187,8 +191,8 @@ def _car_pose(builder: _Builder) -> Pose:
 
 def _far_pose(builder: _Builder) -> Pose:
     _, lateral, turn = _parked_pose(builder) if builder.rng.random() < 0.5 else _driving_pose(builder)
-    traffic = builder.config.traffic
-    return float(builder.rng.uniform(traffic.reach, builder.config.lidar.max_range - 3.0)), lateral, turn
+    along = float(builder.rng.uniform(builder.config.traffic.reach, builder.config.lidar.max_range - 3.0))
+    return -along if builder.around and builder.rng.random() < 0.5 else along, lateral, turn
 
 
 def _pavement_pose(builder: _Builder, spread: float) -> Pose:

@@ -1,4 +1,4 @@
-"""A data set in KITTI's layout, from a configuration."""
+"""A data set in KITTI's or Waymo's layout, from a configuration."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -18,10 +18,14 @@ from tqdm import tqdm
 from cakdp_ext.config import ConfigError
 from cakdp_ext.datasets.scenes.config import SceneConfig
 from cakdp_ext.datasets.scenes.frame import FOLDERS, FrameGenerator
+from cakdp_ext.datasets.scenes.segments import segments_of, write_lists, write_scene_segment
 
 STAMP = "scenes.json"
 GENERATOR_VERSION = 1
 """Raised whenever the same configuration would give other files."""
+LAYOUTS = ("kitti", "waymo")
+Written = list[tuple[int, list[str]]]
+"""Points and names of the labelled objects of each frame."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +35,7 @@ class SceneSummary:
     Attributes:
         num_frames: frames of all splits.
         mean_points: points a frame.
-        objects: KITTI's type -> labelled objects in all frames.
+        objects: class -> labelled objects in all frames.
         reused: whether it was there already.
     """
 
@@ -42,9 +46,17 @@ class SceneSummary:
 
 
 def write_scenes(
-    config: SceneConfig, out: str | Path, *, workers: int = 1, overwrite: bool = False, progress: bool = True
+    config: SceneConfig,
+    out: str | Path,
+    *,
+    layout: str = "kitti",
+    workers: int = 1,
+    overwrite: bool = False,
+    progress: bool = True,
 ) -> SceneSummary:
-    """Write a data set of generated scenes in KITTI's layout, or find that it is there already.
+    """Write a data set of generated scenes, or find that it is there already.
+
+    In KITTI's layout every frame is a scene of its own; in Waymo's, ``sequence.frames`` sweeps make a segment.
 
     The stamp ``scenes.json`` in the folder holds the configuration; it is completed, atomically, when every other
     file is written. A folder with the complete stamp of the same configuration is left as it is; one whose generation
@@ -53,6 +65,7 @@ def write_scenes(
     Args:
         config: what to generate.
         out: the folder; it is made where it does not exist.
+        layout: ``kitti`` or ``waymo``.
         workers: processes that generate frames.
         overwrite: replace a generated data set of another configuration, with everything else in its folder.
         progress: show a progress bar.
@@ -67,17 +80,37 @@ def write_scenes(
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, got {workers}")
     out = Path(out)
-    wanted = {"generator": GENERATOR_VERSION, "config": json.loads(json.dumps(dataclasses.asdict(config)))}
+    if layout not in LAYOUTS:
+        raise ConfigError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    wanted = _wanted(config, layout)
     found = _claim(out, wanted, overwrite)
     if found is not None:
         return SceneSummary(**found, reused=True)
-    for folder in FOLDERS:
-        (out / "training" / folder).mkdir(parents=True, exist_ok=True)
-    _write_splits(config, out / "ImageSets")
-    summary = _write_frames(config, out / "training", workers, progress)
+    summary = (_write_kitti if layout == "kitti" else _write_waymo)(config, out, workers, progress)
     counts = {key: value for key, value in dataclasses.asdict(summary).items() if key != "reused"}
     _write_stamp(out, {**wanted, "summary": counts})
     return summary
+
+
+def _wanted(config: SceneConfig, layout: str) -> dict[str, Any]:
+    """What the stamp says of a data set; what was left to its default of None, and KITTI's layout, it does not."""
+    asked = {key: value for key, value in dataclasses.asdict(config).items() if value is not None}
+    stamp = {"generator": GENERATOR_VERSION, "config": json.loads(json.dumps(asked))}
+    return stamp if layout == "kitti" else {**stamp, "layout": layout}
+
+
+def _write_kitti(config: SceneConfig, out: Path, workers: int, progress: bool) -> SceneSummary:
+    for folder in FOLDERS:
+        (out / "training" / folder).mkdir(parents=True, exist_ok=True)
+    _write_splits(config, out / "ImageSets")
+    jobs = [(config, index, str(out / "training")) for index in range(config.num_frames)]
+    return _run(_write_frame, jobs, config.num_frames, workers, progress)
+
+
+def _write_waymo(config: SceneConfig, out: Path, workers: int, progress: bool) -> SceneSummary:
+    write_lists(config, out)
+    jobs = [(config, segment, str(out)) for segment in segments_of(config)]
+    return _run(write_scene_segment, jobs, config.num_frames, workers, progress)
 
 
 def _claim(out: Path, wanted: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
@@ -87,7 +120,7 @@ def _claim(out: Path, wanted: dict[str, Any], overwrite: bool) -> dict[str, Any]
     if stamp is None and any(out.iterdir()):
         raise ConfigError(f"{out} holds files but no {STAMP}, so it was not generated; choose another folder")
     if stamp is not None:
-        same = all(stamp.get(key) == value for key, value in wanted.items())
+        same = all(stamp.get(key) == wanted.get(key) for key in {*wanted, "layout"})
         if same and stamp.get("summary"):
             return dict(stamp["summary"])
         if not same and not overwrite:
@@ -113,9 +146,9 @@ def _read_stamp(out: Path) -> dict[str, Any] | None:
 
 
 def _difference(stamp: dict[str, Any], wanted: dict[str, Any]) -> str:
-    old, new = dict(_leaves(stamp, "")), dict(_leaves(wanted, ""))
-    keys = [key for key in new if old.get(key) != new[key]]
-    return ", ".join(f"{key} is {old.get(key)} there and {new[key]} here" for key in keys)
+    old, new = (dict(_leaves({"layout": "kitti", **tree}, "")) for tree in (stamp, wanted))
+    keys = [key for key in {**new, **old} if old.get(key) != new.get(key) and not key.startswith("SUMMARY")]
+    return ", ".join(f"{key} is {old.get(key)} there and {new.get(key)} here" for key in keys)
 
 
 def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -150,24 +183,26 @@ def _write_splits(config: SceneConfig, folder: Path) -> None:
         (folder / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
 
 
-def _write_frames(config: SceneConfig, training: Path, workers: int, progress: bool) -> SceneSummary:
-    jobs = [(config, index, str(training)) for index in range(config.num_frames)]
-    bar = tqdm(total=len(jobs), desc="scenes", unit="frame", disable=not progress)
+def _run(
+    write: Callable[[Any], Written], jobs: Sequence[Any], num_frames: int, workers: int, progress: bool
+) -> SceneSummary:
+    bar = tqdm(total=num_frames, desc="scenes", unit="frame", disable=not progress)
     points, objects = 0, Counter[str]()
     with bar:
-        for num_points, names in _results(jobs, workers):
-            points += num_points
-            objects.update(names)
-            bar.update()
-    return SceneSummary(len(jobs), points / len(jobs), dict(sorted(objects.items())))
+        for written in _results(write, jobs, workers):
+            for num_points, names in written:
+                points += num_points
+                objects.update(names)
+            bar.update(len(written))
+    return SceneSummary(num_frames, points / num_frames, dict(sorted(objects.items())))
 
 
-def _results(jobs: list[tuple[SceneConfig, int, str]], workers: int) -> Iterator[tuple[int, list[str]]]:
+def _results(write: Callable[[Any], Written], jobs: Sequence[Any], workers: int) -> Iterator[Written]:
     if workers == 1:
-        yield from map(_write_frame, jobs)
+        yield from map(write, jobs)
         return
     with ProcessPoolExecutor(workers) as pool:
-        yield from pool.map(_write_frame, jobs, chunksize=4)
+        yield from pool.map(write, jobs, chunksize=1 if len(jobs) < 4 * workers else 4)
 
 
 @lru_cache(maxsize=2)
@@ -175,7 +210,7 @@ def _generator(config: SceneConfig) -> FrameGenerator:
     return FrameGenerator(config)
 
 
-def _write_frame(job: tuple[SceneConfig, int, str]) -> tuple[int, list[str]]:
+def _write_frame(job: tuple[SceneConfig, int, str]) -> Written:
     config, index, training = job
     frame = _generator(config).write(index, Path(training))
-    return len(frame.returns.points), [label.name for label in frame.labels]
+    return [(len(frame.returns.points), [label.name for label in frame.labels])]

@@ -210,32 +210,41 @@ class GridPoolConfig:
         return from_node(PoolLayerConfig, node, f"POOL_LAYERS.{source}")
 
 
-@dataclass(frozen=True)
-class VoxelRCNNHeadConfig:
+@dataclass(frozen=True, kw_only=True)
+class RoiHeadConfig:
+    """Keys that every ROI_HEAD section has.
+
+    Attributes:
+        nms_config: how proposals are chosen; a center head's own POST_PROCESSING takes its place.
+        target_config: how rois are sampled in training.
+        loss_config: what they are trained with.
+        class_agnostic: must be True: one logit and one box a roi, whatever its class.
+    """
+
+    nms_config: ProposalPhasesConfig
+    target_config: RoiTargetConfig
+    loss_config: RoiLossConfig
+    class_agnostic: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.class_agnostic:
+            raise ValueError("CLASS_AGNOSTIC must be True: this head gives one logit and one box a roi")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VoxelRCNNHeadConfig(RoiHeadConfig):
     """A ROI_HEAD section of NAME VoxelRCNNHead.
 
     Attributes:
         shared_fc: widths of the layers that both branches share.
         cls_fc: widths of the class branch.
         reg_fc: widths of the box branch.
-        nms_config: how proposals are chosen.
         roi_grid_pool: where features come from.
-        target_config: how rois are sampled in training.
-        loss_config: what they are trained with.
         dp_ratio: dropout between two layers of a branch.
-        class_agnostic: must be True: one logit and one box a roi, whatever its class.
     """
 
     shared_fc: tuple[int, ...]
     cls_fc: tuple[int, ...]
     reg_fc: tuple[int, ...]
-    nms_config: ProposalPhasesConfig
     roi_grid_pool: GridPoolConfig
-    target_config: RoiTargetConfig
-    loss_config: RoiLossConfig
     dp_ratio: float = 0.0
-    class_agnostic: bool = True
-
-    def __post_init__(self) -> None:
-        if not self.class_agnostic:
-            raise ValueError("CLASS_AGNOSTIC must be True: this head gives one logit and one box a roi")

@@ -10,7 +10,7 @@ from torch import Tensor
 from cakdp_ext import ops
 
 
-def _rotate_about_z(xyz: Tensor, angle: Tensor) -> Tensor:
+def rotate_about_z(xyz: Tensor, angle: Tensor) -> Tensor:
     """Turn points counter-clockwise about +z, element-wise so that autocast leaves the precision alone."""
     cos, sin = torch.cos(angle), torch.sin(angle)
     x, y, z = xyz.unbind(-1)
@@ -29,7 +29,7 @@ def to_roi_frame(boxes: Tensor, rois: Tensor) -> Tensor:
     Returns:
         ``(..., 7)``, headings in (-pi/2, pi/2]; empty for empty input.
     """
-    center = _rotate_about_z(boxes[..., :3] - rois[..., :3], -rois[..., 6])
+    center = rotate_about_z(boxes[..., :3] - rois[..., :3], -rois[..., 6])
     turn = -ops.limit_period(rois[..., 6] - boxes[..., 6], 0.5, math.pi)
     return torch.cat((center, boxes[..., 3:6], turn.unsqueeze(-1)), dim=-1)
 
@@ -44,7 +44,7 @@ def from_roi_frame(boxes: Tensor, rois: Tensor) -> Tensor:
     Returns:
         ``(..., 7)``; empty for empty input.
     """
-    center = _rotate_about_z(boxes[..., :3], rois[..., 6]) + rois[..., :3]
+    center = rotate_about_z(boxes[..., :3], rois[..., 6]) + rois[..., :3]
     return torch.cat((center, boxes[..., 3:6], boxes[..., 6:7] + rois[..., 6:7]), dim=-1)
 
 
@@ -68,4 +68,4 @@ def roi_grid_points(rois: Tensor, grid_size: int) -> Tensor:
     steps = (torch.arange(grid_size, device=rois.device, dtype=rois.dtype) + 0.5) / grid_size - 0.5
     unit_points = torch.cartesian_prod(steps, steps, steps).view(-1, 3)
     points = unit_points * rois[:, None, 3:6]
-    return _rotate_about_z(points, rois[:, None, 6]) + rois[:, None, :3]
+    return rotate_about_z(points, rois[:, None, 6]) + rois[:, None, :3]

@@ -105,7 +105,7 @@ class Report:
         reference: name of the row that the headline compares with; the first row where empty.
         result: name of the row that the headline is about; the last row where empty.
         headline_metrics: AP metrics whose mean is the headline's; where empty, those that end with
-            ``_3d/moderate_R40``, and all of them where there is none.
+            ``_3d/moderate_R40`` (KITTI) or ``_LEVEL_2/APH`` (Waymo), and all of them where there is none.
 
     Raises:
         ValueError: for two rows of one name, or a reference or result that is no row.

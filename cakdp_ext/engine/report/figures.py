@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from cakdp_ext.engine.report.content import Report, ReportRow
 
 MISSING = "–"
-HEADLINE_ENDING = "_3d/moderate_R40"
+HEADLINE_ENDINGS = ("_3d/moderate_R40", "_LEVEL_2/APH")
+"""Of the metrics whose mean is the headline's: KITTI's and Waymo's."""
+_WAYMO = "OBJECT_TYPE_TYPE_"
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def headline_metrics(rows: Sequence[ReportRow], chosen: Sequence[str] = ()) -> t
     if chosen:
         return tuple(chosen)
     metrics = all_metrics(rows)
-    return tuple(name for name in metrics if name.endswith(HEADLINE_ENDING)) or metrics
+    of_classes = [name for name in metrics if name.endswith(HEADLINE_ENDINGS) and not name.startswith("mAP_LEVEL")]
+    return tuple(of_classes) or metrics
 
 
 def all_metrics(rows: Sequence[ReportRow]) -> tuple[str, ...]:
@@ -87,18 +90,23 @@ def ap_column(metric: str, title: str) -> Column:
 
 def main_columns(metrics: Sequence[str]) -> list[Column]:
     """Give the columns of the main table: costs, the headline metrics, their mean."""
-    shared = HEADLINE_ENDING if all(name.endswith(HEADLINE_ENDING) for name in metrics) else ""
+    shared = next((ending for ending in HEADLINE_ENDINGS if all(name.endswith(ending) for name in metrics)), "")
     columns = [
         Column("Params [M]", lambda row: scaled(row.params, 1e6), 2),
         Column("MACs [G]", lambda row: scaled(row.macs, 1e9)),
         Column("p50 [ms]", lambda row: row.latency_p50_ms),
         Column("p90 [ms]", lambda row: row.latency_p90_ms),
         Column("Memory [MB]", lambda row: row.peak_memory_mb, 0),
-        *(ap_column(name, name.removesuffix(shared)) for name in metrics),
+        *(ap_column(name, _short(name, shared)) for name in metrics),
     ]
     if len(metrics) > 1:
         columns.append(Column("Mean AP", lambda row: mean_ap(row, metrics), 2, is_cost=False))
     return columns
+
+
+def _short(metric: str, shared: str) -> str:
+    name = metric.removesuffix(shared)
+    return name.removeprefix(_WAYMO).capitalize() if shared and name.startswith(_WAYMO) else name
 
 
 def headlines(report: Report) -> list[Headline]:

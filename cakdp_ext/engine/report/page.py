@@ -14,7 +14,9 @@ from cakdp_ext.engine.report.figures import Column, all_metrics, ap_column, head
 from cakdp_ext.engine.report.pictures import birdview_png
 from cakdp_ext.engine.report.style import STYLE
 
-CLASS_METRIC = re.compile(r"(?P<name>.+)_3d/(?P<level>[a-z]+)_R40")
+CLASS_METRIC = re.compile(
+    r"(?P<name>.+)_3d/(?P<level>[a-z]+)_R40|OBJECT_TYPE_TYPE_(?P<type>.+)_(?P<rank>LEVEL_\d/APH?)"
+)
 
 
 def page(report: Report) -> str:
@@ -77,17 +79,25 @@ def _comparison(report: Report) -> str:
 
 
 def _class_table(rows: Sequence[ReportRow]) -> str:
-    """Show 3D AP by class and difficulty where the metrics are named as KITTI's are."""
+    """Show 3D AP by class and difficulty where the metrics are named as KITTI's or Waymo's are."""
     matches = [match for name in all_metrics(rows) if (match := CLASS_METRIC.fullmatch(name))]
     if not matches:
         return ""
-    names = dict.fromkeys(match["name"] for match in matches)
-    groups = [(name, [match for match in matches if match["name"] == name]) for name in names]
+    names = dict.fromkeys(_class_of(match) for match in matches)
+    groups = [(name, [match for match in matches if _class_of(match) == name]) for name in names]
     top = "".join(f'<th colspan="{len(group)}" scope="colgroup">{escape(name)}</th>' for name, group in groups)
     ordered = [match for _, group in groups for match in group]
-    head = f'<tr><th rowspan="2">Model</th>{top}</tr><tr>{_cells("th", [match["level"] for match in ordered])}</tr>'
-    columns = [ap_column(match.group(), match["level"]) for match in ordered]
+    head = f'<tr><th rowspan="2">Model</th>{top}</tr><tr>{_cells("th", [_level_of(match) for match in ordered])}</tr>'
+    columns = [ap_column(match.group(), _level_of(match)) for match in ordered]
     return _section("3D average precision by class", _table(head, _body(rows, columns)))
+
+
+def _class_of(match: re.Match[str]) -> str:
+    return match["name"] or match["type"].capitalize()
+
+
+def _level_of(match: re.Match[str]) -> str:
+    return match["level"] or match["rank"].removeprefix("LEVEL_").replace("/", " ")
 
 
 def _every_metric(rows: Sequence[ReportRow]) -> str:

@@ -24,6 +24,7 @@ def test_dense_predictions_and_their_sites_are_the_same(both, name):
     torch.testing.assert_close(got.boxes, want.boxes, atol=DENSE, rtol=0)
     assert got.iou_logits is want.iou_logits is None
     assert want.cls_logits.std() > 0.1
+    assert theirs.sites.class_names == ours.sites.class_names == ("Car", "Pedestrian", "Cyclist")
     for item in ("centers", "anchors", "stride", "num_classes"):
         torch.testing.assert_close(getattr(theirs.sites, item), getattr(ours.sites, item))
     assert theirs.sites is theirs.sites
@@ -120,6 +121,21 @@ def test_a_distilled_step_has_the_same_equations_1_and_6_and_gradients(both, lab
     assert logged["num_representatives"] > 10
     assert min(logged["distill_loss"], logged["iou_loss"]) > 1e-4
     torch.testing.assert_close(losses["loss"], sum(wanted.values()), rtol=1e-5, atol=0)
+    losses["loss"].backward()
+    sum(wanted.values()).backward()
+    assert_same_gradients(theirs, ours)
+
+
+@pytest.mark.parametrize("method", ["TKD", "TSKD"])
+def test_the_teachers_own_rois_teach_alike(both, method, openpcdet):
+    changes = ("MODEL.DISTILL.METHOD", method)
+    theirs = both.student(*changes)
+    step, ours = both.step(theirs, *changes)
+    losses, logged, _ = theirs(both.batch_dict(*UNTIED))
+    wanted = step(both.batch(*UNTIED))
+    assert logged["distill_loss"] == pytest.approx(wanted["distill_loss"].item(), rel=1e-4)
+    assert logged["distill_loss"] > 1e-4
+    assert logged["num_representatives"] > 10
     losses["loss"].backward()
     sum(wanted.values()).backward()
     assert_same_gradients(theirs, ours)

@@ -1,0 +1,16 @@
+"""Waymo: its processed segments, its ground-truth database, its frames."""
+
+from cakdp_ext.datasets.waymo.dataset import SweepReader, WaymoDataset
+from cakdp_ext.datasets.waymo.infos import make_waymo_infos
+from cakdp_ext.datasets.waymo.raw import WaymoFolder
+from cakdp_ext.datasets.waymo.writer import WaymoLabel, WaymoSweep, write_segment
+
+__all__ = [
+    "SweepReader",
+    "WaymoDataset",
+    "WaymoFolder",
+    "WaymoLabel",
+    "WaymoSweep",
+    "make_waymo_infos",
+    "write_segment",
+]
