@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pcdet.models.detectors import CenterPoint, SECONDNet
@@ -13,6 +14,7 @@ from cakdp_ext.checkpoint import PLAN_KEY, CheckpointError, load_weights, pack_p
 from cakdp_ext.config import ConfigError, from_node
 from cakdp_ext.distillation import DistillConfig, DistillMethod, FrozenTeacher, build_method, match_sites
 from cakdp_ext.openpcdet.batches import to_batch
+from cakdp_ext.openpcdet.center_heads import assign_by_part
 from cakdp_ext.openpcdet.dense import decode, has_iou_branch, home_of
 from cakdp_ext.openpcdet.faces import DetectorFaces
 from cakdp_ext.openpcdet.refined import refine_batch
@@ -227,9 +229,14 @@ class SECONDNetCaKDP(CaKDPStudent, SECONDNet):
 
 
 class CenterPointCaKDP(CaKDPStudent, CenterPoint):
-    """CenterPoint, pruned, distilled and masked; its head takes cells out itself, since top-k and NMS happen there."""
+    """CenterPoint, pruned, distilled and masked.
+
+    Its head takes cells out itself, since top-k and NMS happen there, and gives each of its parts the objects as they are.
+    """
 
     def __init__(self, model_cfg: Any, num_class: int, dataset: Any) -> None:
         super().__init__(model_cfg=model_cfg, num_class=num_class, dataset=dataset)
         if has_iou_branch(self.dense_head):
             self.dense_head.iou_refinement = self.iou_refinement
+        else:
+            self.dense_head.assign_targets = partial(assign_by_part, self.dense_head, self.dense_head.assign_targets)
