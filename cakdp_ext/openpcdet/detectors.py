@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from pcdet.models.detectors import CenterPoint, SECONDNet
 from torch import Tensor
@@ -15,7 +15,7 @@ from cakdp_ext.config import ConfigError, from_node
 from cakdp_ext.distillation import DistillConfig, DistillMethod, FrozenTeacher, build_method, match_sites
 from cakdp_ext.openpcdet.batches import to_batch
 from cakdp_ext.openpcdet.center_heads import assign_by_part
-from cakdp_ext.openpcdet.dense import decode, has_iou_branch, home_of
+from cakdp_ext.openpcdet.dense import decode, has_iou_branch, home_of, is_center_head
 from cakdp_ext.openpcdet.faces import DetectorFaces
 from cakdp_ext.openpcdet.refined import refine_batch
 from cakdp_ext.openpcdet.teacher import build_teacher
@@ -57,6 +57,7 @@ class CaKDPStudent(DetectorFaces):
         CheckpointError: where weights do not fit.
     """
 
+    has_centers: ClassVar[bool]
     _plan: PruningPlan | None = None
     _distillation: Distillation | None = None
     _scene: Batch | None = None
@@ -65,6 +66,7 @@ class CaKDPStudent(DetectorFaces):
 
     def __init__(self, model_cfg: Any, num_class: int, dataset: Any) -> None:
         super().__init__(model_cfg=model_cfg, num_class=num_class, dataset=dataset)  # type: ignore[call-arg]
+        self._check_head()
         post_processing = model_cfg.get("POST_PROCESSING", {})
         self.iou_refinement = from_node(
             IoURefinement, post_processing.get("IOU_REFINEMENT"), "MODEL.POST_PROCESSING.IOU_REFINEMENT"
@@ -75,6 +77,17 @@ class CaKDPStudent(DetectorFaces):
         if model_cfg.get("DISTILL") and dataset.training:
             self._distillation = _distillation(model_cfg["DISTILL"], dataset)
             match_sites(self.sites, self._distillation.teacher.sites)
+
+    def _check_head(self) -> None:
+        """Refuse a head of the other kind, which would train and, when all is done, give nothing to post-processing."""
+        if is_center_head(self.dense_head) != self.has_centers:
+            kind, other = (
+                ("CenterHead", "SECONDNetCaKDP") if self.has_centers else ("AnchorHeadSingle", "CenterPointCaKDP")
+            )
+            raise ConfigError(
+                f"{type(self).__name__} cannot read {type(self.dense_head).__name__}; use {kind} or {kind}IoU, or "
+                f"MODEL.NAME: {other}"
+            )
 
     def _prune(self, node: Mapping[str, Any] | None, dataset: Any) -> None:
         if not node:
@@ -227,12 +240,16 @@ def _distillation(node: Mapping[str, Any], dataset: Any) -> Distillation:
 class SECONDNetCaKDP(CaKDPStudent, SECONDNet):
     """SECOND, pruned, distilled and masked."""
 
+    has_centers = False
+
 
 class CenterPointCaKDP(CaKDPStudent, CenterPoint):
     """CenterPoint, pruned, distilled and masked.
 
-    Its head takes cells out itself, since top-k and NMS happen there, and gives each of its parts the objects as they are.
+    Its head takes cells out itself, since top-k and NMS happen there, and gives every part the objects as they are.
     """
+
+    has_centers = True
 
     def __init__(self, model_cfg: Any, num_class: int, dataset: Any) -> None:
         super().__init__(model_cfg=model_cfg, num_class=num_class, dataset=dataset)
