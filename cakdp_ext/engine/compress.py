@@ -139,13 +139,18 @@ def _contestants(config: EasyDict, run: RunFolder, plan: PruningPlan, geometry: 
     if not iou_branch(result):
         yield Contestant(trained, result, ckpt.stem)
         return
-    plain = deepcopy(config)
-    plain.MODEL.POST_PROCESSING.IOU_REFINEMENT = {"MODE": "none"}
+    plain, mode = _without_refinement(config)
     yield Contestant(trained, restore_student(plain, geometry, ckpt).model, ckpt.stem)
-    refinement = config.MODEL.POST_PROCESSING.get("IOU_REFINEMENT")
-    mode = from_node(IoURefinement, refinement, "MODEL.POST_PROCESSING.IOU_REFINEMENT").mode
     if mode != "none":
         yield Contestant(f"{trained} + IoU {mode}", result, "the result")
+
+
+def _without_refinement(config: EasyDict) -> tuple[EasyDict, str]:
+    """Give a copy whose IoU branch changes nothing, and what it does in ``config``."""
+    plain, post_processing = deepcopy(config), config.MODEL.get("POST_PROCESSING") or {}
+    plain.MODEL.POST_PROCESSING = {**post_processing, "IOU_REFINEMENT": {"MODE": "none"}}
+    asked = from_node(IoURefinement, post_processing.get("IOU_REFINEMENT"), "MODEL.POST_PROCESSING.IOU_REFINEMENT")
+    return plain, asked.mode
 
 
 def _row(each: Contestant, dataset: LidarDataset, place: Workers, run: RunFolder, num_workers: int) -> ReportRow:
