@@ -52,11 +52,16 @@ class CaKDPStudent(DetectorFaces):
         num_class: number of classes.
         dataset: of OpenPCDet's; ``dataset.training`` says whether weights are inherited and a teacher is needed.
 
+    Attributes:
+        is_student: tells it from OpenPCDet's own detectors, which pass over our sections of MODEL.
+        has_centers: whether it reads a CenterHead; else an AnchorHeadSingle.
+
     Raises:
         ConfigError: where MODEL cannot be used, or the teacher cannot teach this student.
         CheckpointError: where weights do not fit.
     """
 
+    is_student: ClassVar[bool] = True
     has_centers: ClassVar[bool]
     _plan: PruningPlan | None = None
     _distillation: Distillation | None = None
