@@ -157,12 +157,13 @@ def from_node(cls: type[T], node: Mapping[str, Any] | None, where: str) -> T:
     Args:
         cls: a dataclass; field ``score_thresh`` is read from ``SCORE_THRESH``; a field whose type is itself a
             dataclass is read from the mapping of that name.
-        node: the mapping; None stands for an empty one. A key that the class does not know may be there with null,
-            which takes away what a base has.
+        node: the mapping; None stands for an empty one, here and where a field is a dataclass with a default. A key
+            that the class does not know may be there with null, which takes away what a base has.
         where: what errors call it, e.g. ``MODEL.DISTILL in cfgs/kitti/second_cakdp.yaml``.
 
     Raises:
-        ConfigError: for an unknown key (the valid ones are listed), a missing one, or a value the class refuses.
+        ConfigError: for an unknown key (the valid ones are listed), a missing one, an empty one that must not be empty,
+            or a value the class refuses.
     """
     node = node or {}
     hints = typing.get_type_hints(cls)
@@ -175,7 +176,10 @@ def from_node(cls: type[T], node: Mapping[str, Any] | None, where: str) -> T:
     for key, value in node.items():
         name = fields[key].name
         hint = next((h for h in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(h)), None)
-        if hint is not None and isinstance(value, Mapping):
+        if value is None and not _may_be_none(hints[name]):
+            if hint is None or _is_required(fields[key]):
+                raise ConfigError(f"{key} of {where} is empty; give it a value, or leave it out where it has a default")
+        elif hint is not None and isinstance(value, Mapping):
             values[name] = from_node(hint, value, f"{key} of {where}")  # type: ignore[arg-type]
         elif hints[name] is float and isinstance(value, int | str) and not isinstance(value, bool):
             values[name] = _number_or(str(value))
@@ -185,6 +189,15 @@ def from_node(cls: type[T], node: Mapping[str, Any] | None, where: str) -> T:
         return cls(**values)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _may_be_none(hint: Any) -> bool:
+    """Tell whether a field takes None; of texts, which are paths and names, their classes say more than we could."""
+    return hint in (Any, str) or type(None) in typing.get_args(hint)
+
+
+def _is_required(of_class: dataclasses.Field[Any]) -> bool:
+    return of_class.default is dataclasses.MISSING and of_class.default_factory is dataclasses.MISSING
 
 
 @dataclasses.dataclass(frozen=True)

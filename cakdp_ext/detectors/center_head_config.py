@@ -32,6 +32,8 @@ class SeparateHeadConfig:
 
     def __post_init__(self) -> None:
         branches = {name.lower(): shape for name, shape in self.head_dict.items()}
+        if not all(isinstance(shape, Mapping) for shape in branches.values()):
+            raise ValueError(f"HEAD_DICT needs out_channels and num_conv of each branch, got {dict(self.head_dict)}")
         for name, reason in _REFUSED.items():
             if name in branches or name in self.head_order:
                 raise ValueError(f"{name} in HEAD_ORDER or HEAD_DICT: {reason}; take it out")
@@ -107,6 +109,11 @@ class CenterHeadConfig:
     class_agnostic: bool = False
 
     def __post_init__(self) -> None:
+        if any(isinstance(names, str) for names in self.class_names_each_head):
+            raise ValueError(
+                "CLASS_NAMES_EACH_HEAD needs a list of classes for every head, as in [[Car, Pedestrian]] for one head, "
+                f"got {list(self.class_names_each_head)}"
+            )
         if self.class_agnostic:
             raise ValueError("a center head has a heat map for every class; set CLASS_AGNOSTIC: False")
         if self.num_hm_conv < 1 or self.shared_conv_channel < 1:

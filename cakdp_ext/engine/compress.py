@@ -94,7 +94,7 @@ def compress(config: EasyDict, run: RunFolder, place: Workers, request: TrainReq
 
 def _headline_metrics(config: EasyDict) -> tuple[str, ...]:
     """Name the metrics that the paper compares: moderate 3D AP on KITTI, LEVEL_2 APH on Waymo."""
-    if config.MODEL.get("POST_PROCESSING", {}).get("EVAL_METRIC") == "waymo":
+    if (config.MODEL.get("POST_PROCESSING") or {}).get("EVAL_METRIC") == "waymo":
         return tuple(f"OBJECT_TYPE_TYPE_{name.upper()}_LEVEL_2/APH" for name in config.CLASS_NAMES)
     return tuple(f"{name}_3d/moderate_R40" for name in config.CLASS_NAMES)
 
@@ -148,11 +148,8 @@ def _contestants(config: EasyDict, run: RunFolder, plan: PruningPlan, geometry: 
     if not iou_branch(result):
         yield Contestant(trained, result, ckpt.stem)
         return
-    plain = deepcopy(config)
-    plain.MODEL.POST_PROCESSING.IOU_REFINEMENT = {"MODE": "none"}
+    plain, mode = _without_refinement(config)
     yield Contestant(trained, restore_student(plain, geometry, ckpt).model, ckpt.stem)
-    refinement = config.MODEL.POST_PROCESSING.get("IOU_REFINEMENT")
-    mode = from_node(IoURefinement, refinement, "MODEL.POST_PROCESSING.IOU_REFINEMENT").mode
     if mode != "none":
         yield Contestant(f"{trained} + IoU {mode}", result, "the result")
 
@@ -167,6 +164,14 @@ def _speak_of(ours: Sequence[str], theirs: Sequence[str], model: nn.Module) -> N
         return [replace(one, labels=label.to(one.labels.device)[one.labels]) for one in found]
 
     model.register_forward_hook(renumber)
+
+
+def _without_refinement(config: EasyDict) -> tuple[EasyDict, str]:
+    """Give a copy whose IoU branch changes nothing, and what it does in ``config``."""
+    plain, post_processing = deepcopy(config), config.MODEL.get("POST_PROCESSING") or {}
+    plain.MODEL.POST_PROCESSING = {**post_processing, "IOU_REFINEMENT": {"MODE": "none"}}
+    asked = from_node(IoURefinement, post_processing.get("IOU_REFINEMENT"), "MODEL.POST_PROCESSING.IOU_REFINEMENT")
+    return plain, asked.mode
 
 
 def _row(each: Contestant, dataset: LidarDataset, place: Workers, run: RunFolder, num_workers: int) -> ReportRow:

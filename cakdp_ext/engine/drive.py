@@ -199,6 +199,7 @@ def _adjust(given: Namespace, run: RunFolder, script: str) -> None:
             setattr(given, name, str(find_checkpoint(getattr(given, name))))
     if folder := getattr(given, "ckpt_dir", None):
         given.ckpt_dir = str(RunFolder(Path(folder)).ckpt if RunFolder(Path(folder)).ckpt.is_dir() else folder)
-    processes = int(os.environ.get("WORLD_SIZE", "1")) if given.launcher == "pytorch" else 1
+    counted = {"pytorch": "WORLD_SIZE", "slurm": "SLURM_NTASKS"}.get(given.launcher, "")
+    processes = int(os.environ.get(counted, "1"))
     if given.batch_size is not None and (given.batch_size < 1 or given.batch_size % processes):
         raise ConfigError(f"--batch_size {given.batch_size} cannot be dealt out to {processes} processes")

@@ -122,9 +122,19 @@ def identity_of(config: EasyDict, request: TrainRequest) -> dict[str, str]:
 
 
 def settings_of(config: EasyDict) -> dict[str, str]:
-    """The YAML's part of what the weights depend on."""
-    ignored = ("DATA_CONFIG.DATA_PATH", "MODEL.POST_PROCESSING", "MODEL.PRUNING", "OPTIMIZATION.NUM_EPOCHS",
-               "OPTIMIZATION.BATCH_SIZE_PER_GPU")  # fmt: skip
+    """The YAML's part of what the weights depend on.
+
+    How a center head chooses its boxes is part of it where a second stage learns from them.
+    """
+    ignored: tuple[str, ...] = (
+        "DATA_CONFIG.DATA_PATH",
+        "MODEL.POST_PROCESSING",
+        "MODEL.PRUNING",
+        "OPTIMIZATION.NUM_EPOCHS",
+        "OPTIMIZATION.BATCH_SIZE_PER_GPU",
+    )
+    if not config.MODEL.get("ROI_HEAD"):
+        ignored += ("MODEL.DENSE_HEAD.POST_PROCESSING",)
     flat: dict[str, str] = {}
 
     def collect(prefix: str, value: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,17 +57,8 @@ class CenterHeadIoU(CenterHead):
         return super().forward(data_dict)
 
     def assign_targets(self, gt_boxes: Tensor, *args: Any, **kwargs: Any) -> dict[str, list[Any]]:
-        """Assign targets part by part, each on a copy: OpenPCDet writes a part's own labels into what it is given."""
-        classes = self.class_names_each_head
-        targets: dict[str, list[Any]] = defaultdict(list)
-        try:
-            for names in classes:
-                self.class_names_each_head = [names]
-                for key, values in super().assign_targets(gt_boxes.clone(), *args, **kwargs).items():
-                    targets[key] += values
-        finally:
-            self.class_names_each_head = classes
-        return dict(targets)
+        """Assign targets as :func:`assign_by_part` does."""
+        return assign_by_part(self, super().assign_targets, gt_boxes, *args, **kwargs)
 
     def get_loss(self) -> tuple[Tensor, dict[str, float]]:
         """Add the IoU loss (Eq. 6) to the head's own."""
@@ -95,6 +86,35 @@ class CenterHeadIoU(CenterHead):
         refined = [{**_without_iou(maps), "hm": refine_heatmap(maps, self.iou_refinement)} for maps in pred_dicts]
         found: list[Any] = super().generate_predicted_boxes(batch_size, refined)
         return [_above_zero(frame) for frame in found] if self.iou_refinement.mode == "mask" else found
+
+
+def assign_by_part(
+    head: Any, assign: Callable[..., Mapping[str, list[Any]]], gt_boxes: Tensor, *args: Any, **kwargs: Any
+) -> dict[str, list[Any]]:
+    """Let a CenterHead assign targets part by part, each on a copy of the objects.
+
+    OpenPCDet writes a part's own labels into what it is given, and its next part reads those.
+
+    Args:
+        head: whose parts they are.
+        assign: its ``assign_targets``.
+        gt_boxes: ``(B, M, 7 + C + 1)``, 1-based label last; stays as it is.
+        args: of ``assign``.
+        kwargs: of ``assign``.
+
+    Returns:
+        What ``assign`` gives: lists with an entry for each part.
+    """
+    classes = head.class_names_each_head
+    targets: dict[str, list[Any]] = defaultdict(list)
+    try:
+        for names in classes:
+            head.class_names_each_head = [names]
+            for key, values in assign(gt_boxes.clone(), *args, **kwargs).items():
+                targets[key] += values
+    finally:
+        head.class_names_each_head = classes
+    return dict(targets)
 
 
 def refine_heatmap(maps: Mapping[str, Tensor], settings: IoURefinement) -> Tensor:

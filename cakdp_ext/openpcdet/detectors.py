@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 from pcdet.models.detectors import CenterPoint, SECONDNet
 from torch import Tensor
@@ -13,7 +14,8 @@ from cakdp_ext.checkpoint import PLAN_KEY, CheckpointError, load_weights, pack_p
 from cakdp_ext.config import ConfigError, from_node
 from cakdp_ext.distillation import DistillConfig, DistillMethod, FrozenTeacher, build_method, match_sites
 from cakdp_ext.openpcdet.batches import to_batch
-from cakdp_ext.openpcdet.dense import decode, has_iou_branch, home_of
+from cakdp_ext.openpcdet.center_heads import assign_by_part
+from cakdp_ext.openpcdet.dense import decode, has_iou_branch, home_of, is_center_head
 from cakdp_ext.openpcdet.faces import DetectorFaces
 from cakdp_ext.openpcdet.refined import refine_batch
 from cakdp_ext.openpcdet.teacher import build_teacher
@@ -50,11 +52,17 @@ class CaKDPStudent(DetectorFaces):
         num_class: number of classes.
         dataset: of OpenPCDet's; ``dataset.training`` says whether weights are inherited and a teacher is needed.
 
+    Attributes:
+        is_student: tells it from OpenPCDet's own detectors, which pass over our sections of MODEL.
+        has_centers: whether it reads a CenterHead; else an AnchorHeadSingle.
+
     Raises:
         ConfigError: where MODEL cannot be used, or the teacher cannot teach this student.
         CheckpointError: where weights do not fit.
     """
 
+    is_student: ClassVar[bool] = True
+    has_centers: ClassVar[bool]
     _plan: PruningPlan | None = None
     _distillation: Distillation | None = None
     _scene: Batch | None = None
@@ -63,6 +71,7 @@ class CaKDPStudent(DetectorFaces):
 
     def __init__(self, model_cfg: Any, num_class: int, dataset: Any) -> None:
         super().__init__(model_cfg=model_cfg, num_class=num_class, dataset=dataset)  # type: ignore[call-arg]
+        self._check_head()
         post_processing = model_cfg.get("POST_PROCESSING", {})
         self.iou_refinement = from_node(
             IoURefinement, post_processing.get("IOU_REFINEMENT"), "MODEL.POST_PROCESSING.IOU_REFINEMENT"
@@ -73,6 +82,17 @@ class CaKDPStudent(DetectorFaces):
         if model_cfg.get("DISTILL") and dataset.training:
             self._distillation = _distillation(model_cfg["DISTILL"], dataset)
             match_sites(self.sites, self._distillation.teacher.sites)
+
+    def _check_head(self) -> None:
+        """Refuse a head of the other kind, which would train and, when all is done, give nothing to post-processing."""
+        if is_center_head(self.dense_head) != self.has_centers:
+            kind, other = (
+                ("CenterHead", "SECONDNetCaKDP") if self.has_centers else ("AnchorHeadSingle", "CenterPointCaKDP")
+            )
+            raise ConfigError(
+                f"{type(self).__name__} cannot read {type(self.dense_head).__name__}; use {kind} or {kind}IoU, or "
+                f"MODEL.NAME: {other}"
+            )
 
     def _prune(self, node: Mapping[str, Any] | None, dataset: Any) -> None:
         if not node:
@@ -225,11 +245,20 @@ def _distillation(node: Mapping[str, Any], dataset: Any) -> Distillation:
 class SECONDNetCaKDP(CaKDPStudent, SECONDNet):
     """SECOND, pruned, distilled and masked."""
 
+    has_centers = False
+
 
 class CenterPointCaKDP(CaKDPStudent, CenterPoint):
-    """CenterPoint, pruned, distilled and masked; its head takes cells out itself, since top-k and NMS happen there."""
+    """CenterPoint, pruned, distilled and masked.
+
+    Its head takes cells out itself, since top-k and NMS happen there, and gives every part the objects as they are.
+    """
+
+    has_centers = True
 
     def __init__(self, model_cfg: Any, num_class: int, dataset: Any) -> None:
         super().__init__(model_cfg=model_cfg, num_class=num_class, dataset=dataset)
         if has_iou_branch(self.dense_head):
             self.dense_head.iou_refinement = self.iou_refinement
+        else:
+            self.dense_head.assign_targets = partial(assign_by_part, self.dense_head, self.dense_head.assign_targets)

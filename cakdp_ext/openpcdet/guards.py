@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cakdp_ext.checkpoint import CheckpointError, epoch_checkpoints, epoch_of
 from cakdp_ext.config import ConfigError
+from cakdp_ext.openpcdet.stock import require_obeyed, warn_of_targets
 
 LOG = logging.getLogger("cakdp_ext")
 Wrappers = Mapping[str, Callable[[Any], Any]]
@@ -98,10 +99,14 @@ class LoadingGuard:
         self.file = "the checkpoint"
 
     def build_network(self, original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        """Watch the detector that is built."""
+        """Watch the detector that is built; one of OpenPCDet's own must not pass over sections of the YAML."""
 
         def build(*args: Any, **kwargs: Any) -> nn.Module:
             model: Any = original(*args, **kwargs)
+            if not getattr(model, "is_student", False):
+                require_obeyed(model, inspect.signature(original).bind(*args, **kwargs).arguments["model_cfg"])
+                if not self.is_strict:
+                    warn_of_targets(model)
             for name in ("load_params_from_file", "load_params_with_optimizer"):
                 setattr(model, name, self._naming(getattr(model, name)))
             if not type(model).__module__.startswith("cakdp_ext.") and hasattr(model, "_load_state_dict"):

@@ -301,6 +301,11 @@ def test_cells_without_a_number_are_not_detected(head):
         ),
         ({"SEPARATE_HEAD_CFG": {"HEAD_DICT": {"rot": {"out_channels": 1}}}}, "rot of HEAD_DICT needs out_channels 2"),
         ({"SEPARATE_HEAD_CFG": {"HEAD_DICT": {"rot": {"num_conv": 0}}}}, "num_conv of at least 1"),
+        ({"SEPARATE_HEAD_CFG": {"HEAD_DICT": {"rot": 2}}}, "needs out_channels and num_conv of each branch"),
+        ({"SEPARATE_HEAD_CFG": {"HEAD_DICT": None}}, "HEAD_DICT of SEPARATE_HEAD_CFG of MODEL.DENSE_HEAD is empty"),
+        ({"TARGET_ASSIGNER_CONFIG": None}, "TARGET_ASSIGNER_CONFIG of MODEL.DENSE_HEAD is empty; give it a value"),
+        ({"POST_PROCESSING": {"NMS_CONFIG": {"NMS_THRESH": None}}}, "NMS_THRESH of NMS_CONFIG .* is empty"),
+        ({"CLASS_NAMES_EACH_HEAD": ["Car", "Pedestrian", "Cyclist"]}, "a list of classes for every head, as in"),
         ({"CLASS_NAMES_EACH_HEAD": [["Car"], ["Cyclist"]]}, "must name each of Car, Pedestrian, Cyclist once"),
         (
             {"CLASS_NAMES_EACH_HEAD": [["Car", "Cyclist"], ["Pedestrian", "Car"]]},
@@ -323,3 +328,11 @@ def test_what_cannot_be_built_is_refused(small_center_cfg, small_geometry, class
     small_center_cfg["DENSE_HEAD"].update(section)
     with pytest.raises(ConfigError, match=message):
         DENSE_HEADS.build(small_center_cfg, CHANNELS, class_names, small_geometry)
+
+
+def test_a_null_takes_a_section_of_the_head_away(small_center_cfg, small_geometry, class_names):
+    small_center_cfg["DENSE_HEAD"].update(LOSS_CONFIG=None, POST_PROCESSING=None, IOU_HEAD=None)
+    head = DENSE_HEADS.build(small_center_cfg, CHANNELS, class_names, small_geometry)
+    assert head.config.loss_config.loss_weights.loc_weight == 2.0
+    assert head.config.post_processing.max_obj_per_sample == 500
+    assert head.config.iou_head.label == "decoded_box"

@@ -12,8 +12,10 @@ from tiny_world import NUM_HELD_OUT, STEPS, scalars
 
 from cakdp_ext.checkpoint import read_checkpoint
 from cakdp_ext.datasets import collate
+from cakdp_ext.engine import compress
 from cakdp_ext.engine.build import build_full, build_student
 from cakdp_ext.engine.data import build_split
+from cakdp_ext.engine.train import settings_of
 from cakdp_ext.pruning import channel_graph, class_logits, load_plan, load_scores, masked
 
 pytestmark = pytest.mark.xdist_group("engine")
@@ -108,3 +110,25 @@ def test_mask_takes_detections_out(trained, run):
         files = (run.evaluation("1", "val", f"delta{number}") / "final_result" / "data").glob("*.txt")
         counts.append(sum(len(file.read_text().splitlines()) for file in files))
     assert counts[0] > counts[1] > counts[2] == 0
+
+
+def test_thresholds_of_a_center_head_are_no_settings_of_a_training_unless_a_second_stage_learns_from_its_boxes(trained):
+    config = trained.config("centerpoint")
+    before = settings_of(config)
+    config.MODEL.DENSE_HEAD.POST_PROCESSING.SCORE_THRESH = 0.3
+    assert settings_of(config) == before
+    config.MODEL.ROI_HEAD = {"NAME": "VoxelRCNNHead"}
+    assert settings_of(config)["MODEL.DENSE_HEAD.POST_PROCESSING.SCORE_THRESH"] == "0.3"
+
+
+@pytest.mark.parametrize(
+    ("post_processing", "mode"),
+    [(None, "mask"), ({}, "mask"), ({"EVAL_METRIC": "kitti", "IOU_REFINEMENT": {"MODE": "rescore"}}, "rescore")],
+)
+def test_report_compares_with_no_refinement_whatever_post_processing_says(trained, post_processing, mode):
+    config = trained.config("centerpoint_cakdp")
+    config.MODEL.POST_PROCESSING = post_processing
+    plain, found = compress._without_refinement(config)
+    assert found == mode
+    assert plain.MODEL.POST_PROCESSING == {**(post_processing or {}), "IOU_REFINEMENT": {"MODE": "none"}}
+    assert config.MODEL.POST_PROCESSING == post_processing

@@ -145,6 +145,7 @@ def test_targets(parts, overlap):
         ("plain", "two parts, order turned", "CenterHeadIoU"),
         ("residual", "three parts", "CenterHeadIoU"),
         ("residual", "one part", "CenterHead"),
+        ("plain", "two parts, order turned", "CenterHead"),
     ],
 )
 def test_losses_and_gradients(kind, parts, head, case):
@@ -155,7 +156,10 @@ def test_losses_and_gradients(kind, parts, head, case):
     # Else 2D convolutions round differently, and a ReLU that flips shows in the gradients.
     ours.map_to_bev_module.register_forward_hook(lambda module, given, bev: bev.contiguous())
     frames = CASES[case]()
-    loss, logged, _ = theirs.train()(to_batch_dict(frames))
+    given = to_batch_dict(frames)
+    objects = given["gt_boxes"].clone()
+    loss, logged, _ = theirs.train()(given)
+    assert torch.equal(given["gt_boxes"], objects)
     losses = ours.train()(frames).losses
     for name, value in losses.items():
         assert value.item() == pytest.approx(logged[name], rel=1e-5, abs=1e-7), name

@@ -220,6 +220,25 @@ def test_a_head_without_branch_cannot_mask():
         assert build(config, training=False).predict_dense(batch()).iou_logits is None
 
 
+@pytest.mark.parametrize(
+    ("yaml", "name", "cure"),
+    [
+        (STUDENTS["plain"], "SECONDNetCaKDP", "use AnchorHeadSingle or AnchorHeadSingleIoU, .* CenterPointCaKDP"),
+        ("kitti_models/second", "CenterPointCaKDP", "use CenterHead or CenterHeadIoU, .* SECONDNetCaKDP"),
+    ],
+)
+def test_a_head_of_the_other_kind_is_refused_before_it_trains(yaml, name, cure):
+    with pytest.raises(ConfigError, match=f"{name} cannot read (CenterHead|AnchorHeadSingle); {cure}"):
+        build(stock(yaml, {"NAME": name}))
+
+
+def test_a_copy_assigns_targets_with_its_own_parts(frames):
+    model = build(student_config(head="CenterHead", changes=TWO_PARTS))
+    duplicate = deepcopy(model)
+    model.dense_head.class_names_each_head = None
+    assert duplicate.train()(to_batch_dict(frames))[0]["loss"] > 0
+
+
 # Pruning
 
 

@@ -42,7 +42,9 @@ class Net(torch.nn.Linear):
 
 
 def build_network(model_cfg, num_class, dataset):
-    return Net(model_cfg.WIDTH, 1)
+    net = Net(model_cfg.WIDTH, 1)
+    net.is_student = model_cfg.get("NAME") == "Student"
+    return net
 """,
     "tools/_init_path.py": "import sys\nsys.path.insert(0, '../')\n",
     "tools/helper_of_the_scripts.py": "",

@@ -61,7 +61,10 @@ def place(tmp_path, monkeypatch):
     }
     write(tmp_path / "cfgs" / "kitti" / "net.yaml", tree)
     pruning = {"KEEP_RATIO": 0.5, "STUDENT": {"CFG": "net.yaml", "CKPT": "output/kitti/net/default"}}
-    write(tmp_path / "cfgs" / "kitti" / "cut.yaml", {"_BASE_CONFIG_": "net.yaml", "MODEL": {"PRUNING": pruning}})
+    write(
+        tmp_path / "cfgs" / "kitti" / "cut.yaml",
+        {"_BASE_CONFIG_": "net.yaml", "MODEL": {"NAME": "Student", "PRUNING": pruning}},
+    )
     yield tmp_path
     for name in [name for name in sys.modules if name.partition(".")[0] == "pcdet"]:
         del sys.modules[name]
@@ -234,6 +237,13 @@ def test_torchrun_is_found_by_itself():
     words = ["--local_rank", "1", "--launcher", "pytorch"]
     assert launcher_words(["--epochs", "2"], TORCHRUN) == [*words, "--epochs", "2"]
     assert launcher_words(["--launcher=slurm", "--local-rank=0"], TORCHRUN) == ["--launcher=slurm", "--local_rank=0"]
+
+
+def test_batch_of_all_processes_of_slurm_must_be_dealt_out(command, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    code, said = command("train", "--launcher", "slurm", "--batch_size", "6")
+    assert code == 2
+    assert "--batch_size 6 cannot be dealt out to 4 processes" in said
 
 
 def test_batch_of_all_processes_must_be_dealt_out(command, monkeypatch):

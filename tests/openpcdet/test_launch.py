@@ -175,6 +175,12 @@ def test_weights_to_start_from_may_fit_in_part(start, run, caplog):
     assert "tensors that do not fit keep their values" in caplog.text
 
 
+@pytest.mark.parametrize("script", ["train", "test"])
+def test_sections_that_the_detector_passes_over_are_refused(start, script):
+    with pytest.raises(ConfigError, match=r"MODEL.DISTILL: Plain is OpenPCDet's own, which passes over that"):
+        start(script, "--ckpt", "nowhere.pth", NAME="Plain", DISTILL={"ALPHA": 1.0})
+
+
 def test_checkpoint_to_go_on_from_must_fit(start, run):
     file = save(run / "theirs.pth")
     content = torch.load(file)
