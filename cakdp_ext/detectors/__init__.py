@@ -9,6 +9,8 @@ from cakdp_ext.detectors.first_stage import FirstStage, FirstStageOutput
 from cakdp_ext.detectors.map_to_bev import HeightCompression
 from cakdp_ext.detectors.one_stage import CenterPoint, SECONDNet
 from cakdp_ext.detectors.part_a2 import PartA2Net
+from cakdp_ext.detectors.point_head import PointHeadSimple
+from cakdp_ext.detectors.pv_rcnn import PVRCNN, PVRCNNPlusPlus
 from cakdp_ext.detectors.sparse import synchronise_batch_norm
 from cakdp_ext.detectors.two_stage import RoiPredictions, TwoStageDetector
 from cakdp_ext.detectors.unet import UNetV2
@@ -28,8 +30,11 @@ __all__ = [
     "HeadOutput",
     "HeightCompression",
     "MeanVFE",
+    "PVRCNN",
+    "PVRCNNPlusPlus",
     "PartA2Net",
     "PartMaps",
+    "PointHeadSimple",
     "RoiPredictions",
     "SECONDNet",
     "TwoStageDetector",

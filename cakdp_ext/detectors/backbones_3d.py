@@ -106,6 +106,11 @@ class VoxelBackBone8x(nn.Module):
         return {**scales, "encoded": _out_channels(self.conv_out)}
 
     @property
+    def strides(self) -> dict[str, int]:
+        """Stride of every scale and of ``encoded`` with respect to the voxel grid."""
+        return {**{f"x_{name}": 2**level for level, name in enumerate(SCALES)}, "encoded": self.stride}
+
+    @property
     def num_heights(self) -> int:
         """Layers along z that are left in ``encoded``."""
         shape = self.spatial_shape
@@ -133,8 +138,7 @@ class VoxelBackBone8x(nn.Module):
             for name in SCALES:
                 scales[f"x_{name}"] = current = getattr(self, name)(current)
             encoded = self.conv_out(current)
-        strides = {name: 2**level for level, name in enumerate(scales)}
-        return BackboneFeatures(encoded, scales, {**strides, "encoded": self.stride})
+        return BackboneFeatures(encoded, scales, self.strides)
 
 
 @dataclass(frozen=True)

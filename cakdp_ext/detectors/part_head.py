@@ -7,36 +7,25 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
-from cakdp_ext.detectors.losses import classification_loss
 from cakdp_ext.detectors.point_features import PointFeatures
-from cakdp_ext.detectors.point_targets import PointTargets, assign_points, part_locations
+from cakdp_ext.detectors.point_head import (
+    PointHeadSimple,
+    PointLossWeights,
+    PointPredictions,
+    PointTargetConfig,
+    point_layers,
+)
+from cakdp_ext.detectors.point_targets import PointTargets, part_locations
 from cakdp_ext.detectors.registry import POINT_HEADS
-from cakdp_ext.detectors.sparse import VoxelBatchNorm1d
 from cakdp_ext.types import Batch
 
 
 @dataclass(frozen=True)
-class PointTargetConfig:
-    """Which points count as objects (TARGET_CONFIG).
-
-    Attributes:
-        gt_extra_width: metres that are added to the sizes of an object; points that only then lie in it are ignored.
-    """
-
-    gt_extra_width: tuple[float, float, float]
-
-    def __post_init__(self) -> None:
-        if len(self.gt_extra_width) != 3 or min(self.gt_extra_width) < 0:
-            raise ValueError(f"GT_EXTRA_WIDTH must be three widths of at least 0, got {list(self.gt_extra_width)}")
-
-
-@dataclass(frozen=True)
-class PartLossWeights:
+class PartLossWeights(PointLossWeights):
     """Weights of the point head's losses (LOSS_WEIGHTS)."""
 
-    point_cls_weight: float = 1.0
     point_part_weight: float = 1.0
 
 
@@ -73,21 +62,14 @@ class PointIntraPartOffsetHeadConfig:
 
 
 @dataclass(frozen=True)
-class PartPredictions:
+class PartPredictions(PointPredictions):
     """What the point head says of N points, float32.
 
     Attributes:
-        cls_logits: ``(N, C)`` raw; C is 1 for a class-agnostic head.
         part_logits: ``(N, 3)`` raw; their sigmoids are the part locations.
     """
 
-    cls_logits: Tensor
     part_logits: Tensor
-
-    @property
-    def scores(self) -> Tensor:
-        """How surely each point belongs to an object: ``(N,)`` in [0, 1]."""
-        return self.cls_logits.sigmoid().amax(dim=1)
 
     @property
     def parts(self) -> Tensor:
@@ -96,7 +78,7 @@ class PartPredictions:
 
 
 @POINT_HEADS.register("PointIntraPartOffsetHead")
-class PointIntraPartOffsetHead(nn.Module):
+class PointIntraPartOffsetHead(PointHeadSimple):
     """Tells points of objects from background and says where in its object each of them lies.
 
     Args:
@@ -110,10 +92,7 @@ class PointIntraPartOffsetHead(nn.Module):
     Config = PointIntraPartOffsetHeadConfig
 
     def __init__(self, config: PointIntraPartOffsetHeadConfig, in_channels: int, class_names: Sequence[str]) -> None:
-        super().__init__()
-        self.config = config
-        num_logits = 1 if config.class_agnostic else len(class_names)
-        self.cls_layers = point_layers(in_channels, config.cls_fc, num_logits)
+        super().__init__(config, in_channels, class_names)
         self.part_reg_layers = point_layers(in_channels, config.part_fc, 3)
 
     def forward(self, points: PointFeatures) -> PartPredictions:
@@ -125,12 +104,7 @@ class PointIntraPartOffsetHead(nn.Module):
         cls_logits, part_logits = self.cls_layers(points.features), self.part_reg_layers(points.features)
         return PartPredictions(cls_logits.float(), part_logits.float())
 
-    def assign_targets(self, points: PointFeatures, batch: Batch) -> PointTargets:
-        """Say which object of the batch, if any, every point belongs to."""
-        counts, extra_width = points.counts(batch.batch_size), self.config.target_config.gt_extra_width
-        return assign_points(points.xyz, counts, batch.gt_boxes, batch.gt_labels, extra_width)
-
-    def losses(self, output: PartPredictions, points: PointFeatures, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, output: PointPredictions, points: PointFeatures, batch: Batch) -> dict[str, Tensor]:
         """Compare what was said of the points with the objects of a batch.
 
         Args:
@@ -140,20 +114,17 @@ class PointIntraPartOffsetHead(nn.Module):
 
         Returns:
             ``point_cls_loss`` and ``point_part_loss``: weighted scalars; without foreground the second is 0.
-        """
-        weights, targets = self.config.loss_config.loss_weights, self.assign_targets(points, batch)
-        with torch.autocast(output.cls_logits.device.type, enabled=False):
-            cls_loss = self._cls_loss(output.cls_logits, targets)
-            part_loss = part_location_loss(output.part_logits, points.xyz, targets)
-        return {
-            "point_cls_loss": weights.point_cls_weight * cls_loss,
-            "point_part_loss": weights.point_part_weight * part_loss,
-        }
 
-    def _cls_loss(self, cls_logits: Tensor, targets: PointTargets) -> Tensor:
-        labels = targets.labels.clamp(max=0) if self.config.class_agnostic else targets.labels
-        num_positives = targets.is_foreground.sum().clamp(min=1)
-        return classification_loss(cls_logits[None], labels[None], num_positives[None])
+        Raises:
+            TypeError: for what another head said.
+        """
+        if not isinstance(output, PartPredictions):
+            raise TypeError(f"give what this head says of the points, not {type(output).__name__}")
+        targets = self.assign_targets(points, batch)
+        with torch.autocast(output.cls_logits.device.type, enabled=False):
+            part_loss = part_location_loss(output.part_logits, points.xyz, targets)
+        weight = self.config.loss_config.loss_weights.point_part_weight
+        return {**self._class_loss(output, targets), "point_part_loss": weight * part_loss}
 
 
 def part_location_loss(part_logits: Tensor, xyz: Tensor, targets: PointTargets) -> Tensor:
@@ -172,18 +143,3 @@ def part_location_loss(part_logits: Tensor, xyz: Tensor, targets: PointTargets) 
     chosen = targets.is_foreground
     logits, wanted = part_logits[chosen], part_locations(xyz[chosen], targets.boxes[chosen])
     return F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / max(logits.numel(), 1)
-
-
-def point_layers(in_features: int, widths: Sequence[int], out_features: int) -> nn.Sequential:
-    """Stack linear layers with batch norm and ReLU, and a last one with a bias alone; bears single points.
-
-    Args:
-        in_features: width of the input.
-        widths: of the hidden layers; there may be none.
-        out_features: width of the output.
-    """
-    layers: list[nn.Module] = []
-    for width in widths:
-        layers += [nn.Linear(in_features, width, bias=False), VoxelBatchNorm1d(width), nn.ReLU()]
-        in_features = width
-    return nn.Sequential(*layers, nn.Linear(in_features, out_features))

@@ -60,6 +60,19 @@ def load_source_config(source: ModelSource, config_file: str) -> EasyDict:
     return resolve(file, root=openpcdet_root()) if engine_name() == OPENPCDET else load_config(file)
 
 
+def reads_points(config: Mapping[str, Any]) -> bool:
+    """Tell whether the network that the YAML describes, or its teacher, looks at raw points beside the voxels."""
+    if "PFE" in config["MODEL"]:
+        return True
+    distill = distill_config(config)
+    if distill is None:
+        return False
+    try:
+        return "PFE" in load_source_config(distill.teacher, str(config["CONFIG_FILE"]))["MODEL"]
+    except ConfigError:  # only who builds the teacher needs its YAML, and says so
+        return False
+
+
 def build_full(config: Mapping[str, Any], geometry: LidarGeometry) -> nn.Module:
     """Build the network that the YAML describes, unpruned, with random weights.
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from cakdp_ext.config import ConfigError
 from cakdp_ext.datasets import LidarDataset, build_dataset, collate
+from cakdp_ext.engine.build import reads_points
 from cakdp_ext.engine.choice import OPENPCDET, adapter, engine_name
 from cakdp_ext.engine.distributed import Workers
 from cakdp_ext.held_out import HELD_OUT, frames_of
@@ -24,6 +25,9 @@ def build_split(config: Mapping[str, Any], split: str, *, training: bool = False
 
     ``DATA_CONFIG.NUM_HELD_OUT`` frames of ``DATA_SPLIT.train``, evenly spaced, are never trained on: they make up the
     split ``held_out``, from which filters are scored without touching the frames that AP is reported on.
+
+    Points go into the batches beside the voxels where the network or its teacher reads them, unless
+    ``DATA_CONFIG.KEEP_POINTS`` says otherwise.
 
     Args:
         config: the whole configuration.
@@ -37,7 +41,7 @@ def build_split(config: Mapping[str, Any], split: str, *, training: bool = False
     if engine_name() == OPENPCDET and not training:
         dataset_of_openpcdet: LidarDataset = adapter("frames").build_split(config, split)
         return dataset_of_openpcdet
-    data_cfg = config["DATA_CONFIG"]
+    data_cfg = {"KEEP_POINTS": reads_points(config), **config["DATA_CONFIG"]}
     train = str(data_cfg["DATA_SPLIT"]["train"])
     base = train if split == HELD_OUT else split
     dataset = build_dataset(data_cfg, config["CLASS_NAMES"], training, Path(), seed, split=base)

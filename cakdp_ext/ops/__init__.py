@@ -19,7 +19,7 @@ from cakdp_ext.ops.overlap import (
 from cakdp_ext.ops.points import points_in_boxes
 from cakdp_ext.ops.roiaware_pool import roiaware_cells, roiaware_pool
 from cakdp_ext.ops.sampling import farthest_point_sampling, farthest_point_sampling_stacked
-from cakdp_ext.ops.vector_pool import vector_cells, vector_pool
+from cakdp_ext.ops.vector_pool import mean_offsets, vector_cells, vector_pool
 from cakdp_ext.ops.voxel_query import voxel_query
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "limit_period",
     "local_neighbors",
     "local_three_nn",
+    "mean_offsets",
     "nearest_bev_iou",
     "neighbors_in_boxes",
     "nms",

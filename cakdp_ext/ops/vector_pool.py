@@ -23,6 +23,7 @@ def vector_cells(
     max_distance: float,
     num_samples: int | None = None,
     neighbor_type: NeighborType = "cube",
+    max_neighbors: int | None = None,
 ) -> Cells:
     """Divide the cube around every query into cells, and list the points of each.
 
@@ -35,6 +36,7 @@ def vector_cells(
         max_distance: half the width of the cube, metres; a point exactly that far still counts, in the last cell.
         num_samples: only the first so many points of a cell count, by their row; None for all.
         neighbor_type: ``cube``, or ``ball`` to leave out the points in the cube's corners.
+        max_neighbors: look only at the first so many points around a query, by their row; None for all.
 
     Returns:
         The points of the cells, ``(M, gx, gy, gz)`` of them.
@@ -48,7 +50,7 @@ def vector_cells(
     shape = as_num_cells(num_cells, "num_cells")
     if num_samples is not None and num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}; for no limit give None")
-    neighbors = local_neighbors(xyz, counts, new_xyz, new_counts, max_distance, None, neighbor_type)
+    neighbors = local_neighbors(xyz, counts, new_xyz, new_counts, max_distance, max_neighbors, neighbor_type)
     boxes = cubes(as_float(new_xyz, "new_xyz", (None, 3)), max_distance)
     return group_by_cell(xyz, boxes, neighbors, shape, num_samples)
 

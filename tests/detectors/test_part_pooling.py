@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from cakdp_ext.detectors.point_features import PointFeatures
 from cakdp_ext.detectors.roi_heads.part_pooling import FilledCells, RoiAwarePoolConfig, pool_parts
-from cakdp_ext.detectors.roi_heads.roi_layers import RowConv1d, branch_layers, shared_layers
+from cakdp_ext.detectors.row_layers import RowConv1d, branch_layers, shared_layers
 
 SIZE = 3
 

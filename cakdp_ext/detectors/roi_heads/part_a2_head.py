@@ -15,7 +15,7 @@ from cakdp_ext.detectors.registry import ROI_HEADS
 from cakdp_ext.detectors.roi_heads.part_pooling import FilledCells, RoiAwarePoolConfig, pool_parts
 from cakdp_ext.detectors.roi_heads.roi_config import RoiHeadConfig
 from cakdp_ext.detectors.roi_heads.roi_head import RoiHead
-from cakdp_ext.detectors.roi_heads.roi_layers import branch_layers, shared_layers
+from cakdp_ext.detectors.row_layers import branch_layers, shared_layers
 from cakdp_ext.detectors.sparse import spconv
 from cakdp_ext.types import LidarGeometry
 

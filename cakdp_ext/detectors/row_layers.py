@@ -1,11 +1,14 @@
-"""Layers that judge one row a roi, under the names that OpenPCDet's 1x1 convolutions have."""
+"""Layers over rows of features, under the names and shapes that OpenPCDet's 1x1 convolutions have."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+
+from cakdp_ext.detectors.sparse import VoxelBatchNorm1d
 
 
 class RowConv1d(nn.Conv1d):
@@ -28,6 +31,55 @@ class RowConv1d(nn.Conv1d):
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(R, in)`` to ``(R, out)``."""
         return F.linear(input, self.weight.squeeze(-1), self.bias)
+
+
+class RowConv2d(nn.Conv2d):
+    """A 1x1 convolution without bias over rows of one pixel, computed as the matrix product that it is.
+
+    Args:
+        in_features: width of the input.
+        out_features: width of the output.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, 1, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ``(R, in)`` to ``(R, out)``."""
+        return F.linear(input, self.weight.flatten(1))
+
+
+class GroupedRowConv1d(nn.Conv1d):
+    """A 1x1 convolution without bias of G groups over rows, each group a matrix product of its own.
+
+    Args:
+        groups: G.
+        in_features: width of the input of one group.
+        out_features: width of the output of one group.
+    """
+
+    def __init__(self, groups: int, in_features: int, out_features: int) -> None:
+        super().__init__(groups * in_features, groups * out_features, 1, groups=groups, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ``(R, G, in)`` to ``(R, G * out)``."""
+        weight = self.weight.squeeze(-1).unflatten(0, (self.groups, -1))
+        return torch.bmm(input.transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1).flatten(1)
+
+
+def hidden_layers(layer: Callable[[int, int], nn.Module], in_features: int, widths: Sequence[int]) -> nn.Sequential:
+    """Stack layers over rows, batch norm and ReLU behind each; bears one row and none.
+
+    Args:
+        layer: makes a layer of two widths.
+        in_features: width of the input.
+        widths: of the layers.
+    """
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [layer(in_features, width), VoxelBatchNorm1d(width), nn.ReLU()]
+        in_features = width
+    return nn.Sequential(*layers)
 
 
 def shared_layers(in_features: int, widths: Sequence[int], dropout: float) -> nn.Sequential:
