@@ -131,7 +131,7 @@ class WaymoDataset(DescribedFrames):
         kept = names != UNKNOWN
         if self._skip_empty:
             kept &= np.asarray(annos["num_points_in_gt"]) > 0
-        return RawFrame(points, boxes.reshape(len(names), -1)[kept, :7], names[kept])
+        return RawFrame(points, boxes.reshape(len(names), boxes.shape[-1])[kept, :7], names[kept])
 
 
 class SweepReader:
