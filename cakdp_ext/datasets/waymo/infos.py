@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from cakdp_ext import ops
-from cakdp_ext.datasets.described import required
+from cakdp_ext.config import required
 from cakdp_ext.datasets.kitti.infos import InfoSummary
 from cakdp_ext.datasets.waymo.dataset import SweepReader
 from cakdp_ext.pickles import dump_arrays
