@@ -1,12 +1,13 @@
 """What sees objects? The built-in engine's detectors, compatible with OpenPCDet's configurations and checkpoints."""
 
 from cakdp_ext.detectors.backbones_2d import BaseBEVBackbone
-from cakdp_ext.detectors.backbones_3d import BackboneFeatures, VoxelBackBone8x
+from cakdp_ext.detectors.backbones_3d import BackboneFeatures, VoxelBackBone8x, VoxelResBackBone8x
 from cakdp_ext.detectors.build import build_detector
+from cakdp_ext.detectors.center_head import CenterHead, CenterHeadIoU, PartMaps
 from cakdp_ext.detectors.dense_heads import AnchorHeadSingle, AnchorHeadSingleIoU, HeadOutput
 from cakdp_ext.detectors.first_stage import FirstStage, FirstStageOutput
 from cakdp_ext.detectors.map_to_bev import HeightCompression
-from cakdp_ext.detectors.second import SECONDNet
+from cakdp_ext.detectors.one_stage import CenterPoint, SECONDNet
 from cakdp_ext.detectors.sparse import synchronise_batch_norm
 from cakdp_ext.detectors.voxel_features import MeanVFE
 from cakdp_ext.detectors.voxel_rcnn import VoxelRCNN
@@ -16,14 +17,19 @@ __all__ = [
     "AnchorHeadSingleIoU",
     "BackboneFeatures",
     "BaseBEVBackbone",
+    "CenterHead",
+    "CenterHeadIoU",
+    "CenterPoint",
     "FirstStage",
     "FirstStageOutput",
     "HeadOutput",
     "HeightCompression",
     "MeanVFE",
+    "PartMaps",
     "SECONDNet",
     "VoxelBackBone8x",
     "VoxelRCNN",
+    "VoxelResBackBone8x",
     "build_detector",
     "synchronise_batch_norm",
 ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cakdp_ext.detectors.registry import BACKBONES_3D
-from cakdp_ext.detectors.sparse import SparseBlock, VoxelBatchNorm1d, conv_block, spconv
+from cakdp_ext.detectors.sparse import SparseBlock, SparseResidual, VoxelBatchNorm1d, conv_block, spconv
 from cakdp_ext.types import LidarGeometry
 
 SCALES = ("conv1", "conv2", "conv3", "conv4")
@@ -57,28 +57,49 @@ class VoxelBackBone8x(nn.Module):
     Source: SECOND (Yan et al., Sensors 2018), section 3.1.2, with OpenPCDet's widths and tensor names.
     """
 
-    Config = VoxelBackBone8xConfig
+    Config: type[VoxelBackBone8xConfig] = VoxelBackBone8xConfig
     stride = 8
+    widths = (16, 32, 64, 64)
+    num_first_layers = 1
 
     def __init__(self, config: VoxelBackBone8xConfig, in_channels: int, geometry: LidarGeometry) -> None:
         super().__init__()
         nx, ny, nz = geometry.grid_size
+        self.config = config
         self.spatial_shape = [nz + 1, ny, nx]
-        self.conv_input = _same_scale(in_channels, 16, "subm1")
-        self.conv1 = spconv.SparseSequential(_same_scale(16, 16, "subm1"))
-        self.conv2 = _next_scale(16, 32, 2)
-        self.conv3 = _next_scale(32, 64, 3)
-        self.conv4 = _next_scale(64, 64, 4, padding=(0, 1, 1))
+        self.conv_input = _same_scale(in_channels, self.widths[0], "subm1")
+        first = (self._layer(self.widths[0], "subm1") for _ in range(self.num_first_layers))
+        self.conv1 = spconv.SparseSequential(*first)
+        self.conv2 = self._next_scale(2)
+        self.conv3 = self._next_scale(3)
+        self.conv4 = self._next_scale(4, padding=(0, 1, 1))
         flatten = spconv.SparseConv3d(
-            64, 128, (3, 1, 1), stride=(2, 1, 1), padding=config.last_pad, bias=False, indice_key="spconv_down2"
+            self.widths[3],
+            128,
+            (3, 1, 1),
+            stride=(2, 1, 1),
+            padding=config.last_pad,
+            bias=False,
+            indice_key="spconv_down2",
         )
         self.conv_out = conv_block(flatten, _NORM)
+
+    def _layer(self, channels: int, key: str) -> nn.Module:
+        return _same_scale(channels, channels, key)
+
+    def _next_scale(self, level: int, padding: int | tuple[int, int, int] = 1) -> Any:
+        in_channels, channels = self.widths[level - 2 : level]
+        down = spconv.SparseConv3d(
+            in_channels, channels, 3, stride=2, padding=padding, bias=False, indice_key=f"spconv{level}"
+        )
+        layers = (self._layer(channels, f"subm{level}") for _ in range(2))
+        return spconv.SparseSequential(conv_block(down, _NORM), *layers)
 
     @property
     def channels(self) -> dict[str, int]:
         """Channels of every scale and of ``encoded``, as the convolutions have them now."""
-        scales = {f"x_{name}": int(getattr(self, name)[-1][0].out_channels) for name in SCALES}
-        return {**scales, "encoded": int(self.conv_out[0].out_channels)}
+        scales = {f"x_{name}": _out_channels(getattr(self, name)) for name in SCALES}
+        return {**scales, "encoded": _out_channels(self.conv_out)}
 
     @property
     def num_heights(self) -> int:
@@ -110,18 +131,41 @@ class VoxelBackBone8x(nn.Module):
         return BackboneFeatures(encoded, scales, {**strides, "encoded": self.stride})
 
 
+@dataclass(frozen=True)
+class VoxelResBackBone8xConfig(VoxelBackBone8xConfig):
+    """Keys of BACKBONE_3D.
+
+    Attributes:
+        use_bias: give the convolutions of the residual blocks a bias.
+    """
+
+    use_bias: bool = True
+
+
+@BACKBONES_3D.register("VoxelResBackBone8x")
+class VoxelResBackBone8x(VoxelBackBone8x):
+    """The same four scales, wider at the end, with residual blocks between the strided convolutions.
+
+    Source: CenterPoint (Yin et al., CVPR 2021), the backbone of its Waymo models, with OpenPCDet's widths and tensor
+    names.
+    """
+
+    Config = VoxelResBackBone8xConfig
+    config: VoxelResBackBone8xConfig
+    widths = (16, 32, 64, 128)
+    num_first_layers = 2
+
+    def _layer(self, channels: int, key: str) -> nn.Module:
+        return SparseResidual(channels, _NORM, key, self.config.use_bias)
+
+
 def _same_scale(in_channels: int, channels: int, key: str) -> SparseBlock:
     return conv_block(spconv.SubMConv3d(in_channels, channels, 3, padding=1, bias=False, indice_key=key), _NORM)
 
 
-def _next_scale(in_channels: int, channels: int, level: int, padding: int | tuple[int, int, int] = 1) -> Any:
-    down = spconv.SparseConv3d(
-        in_channels, channels, 3, stride=2, padding=padding, bias=False, indice_key=f"spconv{level}"
-    )
-    key = f"subm{level}"
-    return spconv.SparseSequential(
-        conv_block(down, _NORM), _same_scale(channels, channels, key), _same_scale(channels, channels, key)
-    )
+def _out_channels(modules: nn.Module) -> int:
+    """Channels of the last convolution among some modules that run one after the other."""
+    return int([m.out_channels for m in modules.modules() if isinstance(m, spconv.conv.SparseConvolution)][-1])
 
 
 def _float32_on_cpu(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,12 +14,10 @@ from cakdp_ext.detectors import losses
 from cakdp_ext.detectors.anchors import anchor_grid
 from cakdp_ext.detectors.box_coder import ResidualCoder
 from cakdp_ext.detectors.dense_head_config import AnchorHeadConfig, AnchorHeadIoUConfig
+from cakdp_ext.detectors.post_processing import PostProcessingConfig, detect
 from cakdp_ext.detectors.registry import DENSE_HEADS
 from cakdp_ext.detectors.target_assigner import AnchorTargets, AxisAlignedTargetAssigner
-from cakdp_ext.types import Batch, DensePredictions, LidarGeometry, PredictionSites
-
-PRIOR_PROBABILITY = 0.01
-"""What a fresh head says of every anchor, so that the many that see nothing do not drown the first steps."""
+from cakdp_ext.types import Batch, DensePredictions, Detections, LidarGeometry, PredictionSites
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,8 @@ class AnchorHeadSingle(nn.Module):
     """
 
     Config: type[AnchorHeadConfig] = AnchorHeadConfig
+    PostProcessing = PostProcessingConfig
+    has_iou_branch = False
     anchors: Tensor
     centers: Tensor
     code_weights: Tensor
@@ -79,7 +78,7 @@ class AnchorHeadSingle(nn.Module):
         self.conv_dir_cls = None
         if config.use_direction_classifier is not None:
             self.conv_dir_cls = nn.Conv2d(in_channels, self.num_per_cell * config.num_dir_bins, 1)
-        start_from_prior(self.conv_cls)
+        refinement.start_from_prior(self.conv_cls)
         nn.init.normal_(self.conv_box.weight, std=0.001)
 
     @property
@@ -128,6 +127,10 @@ class AnchorHeadSingle(nn.Module):
                 boxes[..., 6], bins, config.dir_offset, config.dir_limit_offset, config.num_dir_bins
             )
         return DensePredictions(output.cls_logits, boxes, output.iou_logits)
+
+    def detect(self, output: HeadOutput, config: PostProcessingConfig) -> list[Detections]:
+        """Apply the IoU refinement, the score threshold and NMS to what was decoded."""
+        return detect(self.decode(output), config)
 
     def losses(self, output: HeadOutput, batch: Batch) -> dict[str, Tensor]:
         """Compare the raw maps with the objects of a batch.
@@ -178,6 +181,7 @@ class AnchorHeadSingleIoU(AnchorHeadSingle):
     """
 
     Config = AnchorHeadIoUConfig
+    has_iou_branch = True
     config: AnchorHeadIoUConfig
 
     def __init__(
@@ -187,7 +191,7 @@ class AnchorHeadSingleIoU(AnchorHeadSingle):
         if config.class_agnostic:
             raise ConfigError("an IoU branch predicts one IoU a class; set CLASS_AGNOSTIC: False")
         self.conv_iou = nn.Conv2d(in_channels, self.num_per_cell * self.num_classes, 1)
-        start_from_prior(self.conv_iou)
+        refinement.start_from_prior(self.conv_iou)
 
     def forward(self, bev: Tensor) -> HeadOutput:
         """Read the maps ``(B, C, H, W)``, the IoU branch's included."""
@@ -212,11 +216,3 @@ class AnchorHeadSingleIoU(AnchorHeadSingle):
             batch.gt_boxes,
             batch.gt_labels,
         )
-
-
-def start_from_prior(conv: nn.Conv2d) -> None:
-    """Set a convolution's bias so that the sigmoid of its output starts near ``PRIOR_PROBABILITY``.
-
-    Source: Lin et al., Focal Loss for Dense Object Detection (2017), section 4.1.
-    """
-    nn.init.constant_(conv.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))  # type: ignore[arg-type]

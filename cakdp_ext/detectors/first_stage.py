@@ -1,21 +1,20 @@
-"""What every anchor-based detector begins with: points to voxels to bird's-eye view to a dense head."""
+"""What every detector begins with: points to voxels to bird's-eye view to a dense head."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from cakdp_ext.config import ConfigError
 from cakdp_ext.detectors.backbones_3d import BackboneFeatures
-from cakdp_ext.detectors.dense_heads import HeadOutput
-from cakdp_ext.detectors.post_processing import PostProcessingConfig
+from cakdp_ext.detectors.post_processing import CommonPostProcessing
 from cakdp_ext.detectors.registry import BACKBONES_2D, BACKBONES_3D, DENSE_HEADS, MAPS_TO_BEV, VOXEL_FEATURES
-from cakdp_ext.types import Batch, DensePredictions, LidarGeometry, PredictionSites
+from cakdp_ext.types import Batch, DensePredictions, Detections, LidarGeometry, PredictionSites
 
 
 @dataclass(frozen=True)
@@ -25,12 +24,47 @@ class FirstStageOutput:
     Attributes:
         backbone: the 3D backbone's scales.
         bev_features: ``(B, C, H, W)`` of the 2D backbone.
-        head: raw maps of the dense head.
+        head: raw maps of the dense head, in its own form.
     """
 
     backbone: BackboneFeatures
     bev_features: Tensor
-    head: HeadOutput
+    head: Any
+
+
+class DenseHead(Protocol):
+    """What a detector asks of its dense head; ``output`` is whatever the head made of the map.
+
+    Attributes:
+        PostProcessing: the keys of MODEL.POST_PROCESSING that it takes.
+        stride: of its map with respect to the voxel grid.
+        has_iou_branch: whether its predictions have IoU logits.
+    """
+
+    PostProcessing: type[CommonPostProcessing]
+    stride: int
+    has_iou_branch: bool
+
+    @property
+    def sites(self) -> PredictionSites:
+        """Where its predictions sit; the same tensors from call to call."""
+        ...
+
+    def __call__(self, bev: Tensor) -> Any:
+        """Read the raw maps off ``(B, C, H, W)`` features."""
+        ...
+
+    def decode(self, output: Any) -> DensePredictions:
+        """Say what it predicts at each of its sites; boxes without gradient."""
+        ...
+
+    def losses(self, output: Any, batch: Batch) -> dict[str, Tensor]:
+        """Give its losses by name, weighted scalars."""
+        ...
+
+    def detect(self, output: Any, config: Any) -> list[Detections]:
+        """Turn the raw maps into detections of each frame."""
+        ...
 
 
 class FirstStage(nn.Module):
@@ -51,7 +85,8 @@ class FirstStage(nn.Module):
         "NAME VFE BACKBONE_3D MAP_TO_BEV BACKBONE_2D DENSE_HEAD POST_PROCESSING DISTILL PRUNING".split()
     )
     global_step: Tensor
-    post_processing: PostProcessingConfig
+    post_processing: CommonPostProcessing
+    dense_head: Any
 
     def __init__(self, model_cfg: Mapping[str, Any], class_names: Sequence[str], geometry: LidarGeometry) -> None:
         super().__init__()
@@ -80,7 +115,7 @@ class FirstStage(nn.Module):
         stride = self.backbone_3d.stride * self.backbone_2d.stride
         if stride != self.dense_head.stride:
             raise ConfigError(
-                f"feature_map_stride of the anchors is {self.dense_head.stride}, but the backbones' map has "
+                f"feature_map_stride of the dense head is {self.dense_head.stride}, but the backbones' map has "
                 f"stride {stride:g}; change one of the two"
             )
 

@@ -47,20 +47,16 @@ class NMSConfig:
 
 
 @dataclass(frozen=True)
-class PostProcessingConfig:
-    """Keys of MODEL.POST_PROCESSING.
+class CommonPostProcessing:
+    """Keys of MODEL.POST_PROCESSING that do not depend on the dense head.
 
     Attributes:
-        score_thresh: lowest score of a detection, None for no limit.
-        nms_config: how overlapping boxes are thinned out.
         iou_refinement: what the IoU branch does; by default, its mask where there is a branch.
         recall_thresh_list: IoUs at which the engine counts recalled objects.
         eval_metric: which metric the engine computes, one of ``EVAL_METRICS``; it must be the data set's.
         output_raw_score: must be False: detections have scores in [0, 1].
     """
 
-    score_thresh: float | None = 0.1
-    nms_config: NMSConfig = field(default_factory=NMSConfig)
     iou_refinement: IoURefinement | None = None
     recall_thresh_list: tuple[float, ...] = (0.3, 0.5, 0.7)
     eval_metric: str = "kitti"
@@ -71,6 +67,46 @@ class PostProcessingConfig:
             raise ValueError("OUTPUT_RAW_SCORE must be False; detections have scores in [0, 1]")
         if self.eval_metric not in EVAL_METRICS:
             raise ValueError(f"EVAL_METRIC must be one of {', '.join(EVAL_METRICS)}, got {self.eval_metric!r}")
+
+
+@dataclass(frozen=True)
+class PostProcessingConfig(CommonPostProcessing):
+    """Keys of MODEL.POST_PROCESSING where boxes are thinned out behind the dense head.
+
+    Attributes:
+        score_thresh: lowest score of a detection, None for no limit.
+        nms_config: how overlapping boxes are thinned out.
+    """
+
+    score_thresh: float | None = 0.1
+    nms_config: NMSConfig = field(default_factory=NMSConfig)
+
+
+@dataclass(frozen=True)
+class CenterPostProcessing:
+    """Keys of DENSE_HEAD.POST_PROCESSING of a center head.
+
+    Attributes:
+        score_thresh: a detection scores above it, None for no limit.
+        post_center_limit_range: ``(x, y, z, x, y, z)`` metres, lowest and highest centre of a detection, None for no
+            limit.
+        max_obj_per_sample: so many of the highest scores of a frame and part are looked at.
+        nms_config: how overlapping boxes of a part are thinned out, whatever their classes.
+    """
+
+    score_thresh: float | None = 0.1
+    post_center_limit_range: tuple[float, ...] | None = None
+    max_obj_per_sample: int = 500
+    nms_config: NMSConfig = field(default_factory=NMSConfig)
+
+    def __post_init__(self) -> None:
+        if self.nms_config.multi_classes_nms:
+            raise ValueError("MULTI_CLASSES_NMS must be False; for an NMS a class, give each a head of its own")
+        limits = self.post_center_limit_range
+        if limits is not None and len(limits) != 6:
+            raise ValueError(f"POST_CENTER_LIMIT_RANGE needs x, y, z, x, y, z, got {limits}")
+        if self.max_obj_per_sample < 1:
+            raise ValueError(f"MAX_OBJ_PER_SAMPLE must be at least 1, got {self.max_obj_per_sample}")
 
 
 @torch.no_grad()
@@ -138,3 +174,41 @@ def select_labelled(
     candidates = keep.nonzero().squeeze(1)
     chosen = candidates[config.nms_config.keep(boxes[candidates], scores[candidates])]
     return Detections(boxes[chosen], scores[chosen], labels[chosen])
+
+
+@torch.no_grad()
+def detect_centers(boxes: Tensor, scores: Tensor, keep: Tensor, config: CenterPostProcessing) -> Detections:
+    """Turn what one part of a center head says of a frame into detections.
+
+    Scores that are not a number and boxes that are not finite are no candidates.
+
+    Args:
+        boxes: ``(A, 7)`` of the cells.
+        scores: ``(A, C)`` in [0, 1], the part's classes.
+        keep: ``(A,)`` bool, cells that may be detections.
+        config: thresholds.
+
+    Returns:
+        What remains, best first; labels count the part's classes.
+
+    Source: CenterPoint (Yin et al., CVPR 2021), section 4: the highest scores, then NMS.
+    """
+    passes = keep[:, None] & ~scores.isnan()
+    if config.score_thresh is not None:
+        passes = passes & (scores > config.score_thresh)
+    cells, labels = passes.nonzero(as_tuple=True)
+    best = scores[cells, labels].topk(min(config.max_obj_per_sample, len(cells)))
+    cells, labels = cells[best.indices], labels[best.indices]
+    found = Detections(boxes[cells], best.values, labels)
+    chosen = _is_within(found.boxes, config.post_center_limit_range).nonzero().squeeze(1)
+    chosen = chosen[config.nms_config.keep(found.boxes[chosen], found.scores[chosen])]
+    return Detections(found.boxes[chosen], found.scores[chosen], found.labels[chosen])
+
+
+def _is_within(boxes: Tensor, limits: tuple[float, ...] | None) -> Tensor:
+    """Tell which boxes ``(N, 7)`` are finite and have their centre within the limits."""
+    is_finite = boxes.isfinite().all(dim=1)
+    if limits is None:
+        return is_finite
+    low, high = boxes.new_tensor(limits).split(3)
+    return is_finite & ((boxes[:, :3] >= low) & (boxes[:, :3] <= high)).all(dim=1)

@@ -81,10 +81,42 @@ class SparseBlock(spconv.SparseSequential):  # type: ignore[name-defined]
         """Run the block on a ``SparseConvTensor``."""
         for module in self.children():
             if isinstance(module, spconv.SparseModule):
-                input = module(input) if len(input.features) else convolve_nothing(module, input)
+                input = convolve(module, input)
             else:
                 input = input.replace_feature(module(input.features))
         return input
+
+
+class SparseResidual(spconv.SparseModule):  # type: ignore[name-defined]
+    """Two submanifold convolutions, each with a norm, whose result is added to what came in; bears no active voxel.
+
+    Args:
+        channels: of the input and of the output.
+        norm: makes a norm from a number of channels.
+        key: under which spconv keeps the rulebook.
+        use_bias: give the convolutions a bias, as every published checkpoint has it, although a norm follows.
+
+    Source: He et al., Deep Residual Learning for Image Recognition (2016), section 3.3, with OpenPCDet's tensor names.
+    """
+
+    def __init__(self, channels: int, norm: Callable[[int], nn.Module], key: str, use_bias: bool = True) -> None:
+        super().__init__()
+        self.conv1 = spconv.SubMConv3d(channels, channels, 3, padding=1, bias=use_bias, indice_key=key)
+        self.bn1 = norm(channels)
+        self.conv2 = spconv.SubMConv3d(channels, channels, 3, padding=1, bias=use_bias, indice_key=key)
+        self.bn2 = norm(channels)
+        self.relu = nn.ReLU()
+
+    def forward(self, input: Any) -> Any:
+        """Run the block on a ``SparseConvTensor``; its voxels stay the same."""
+        hidden = convolve(self.conv1, input)
+        hidden = convolve(self.conv2, hidden.replace_feature(self.relu(self.bn1(hidden.features))))
+        return hidden.replace_feature(self.relu(self.bn2(hidden.features) + input.features))
+
+
+def convolve(conv: Any, input: Any) -> Any:
+    """Run a sparse convolution on a ``SparseConvTensor``, which may have no active voxel."""
+    return conv(input) if len(input.features) else convolve_nothing(conv, input)
 
 
 def convolve_nothing(conv: Any, empty: Any) -> Any:
@@ -95,13 +127,14 @@ def convolve_nothing(conv: Any, empty: Any) -> Any:
         empty: a ``SparseConvTensor`` with no voxel.
 
     Returns:
-        A ``SparseConvTensor`` with no voxel, the convolution's channels and output shape; gradients reach the weight,
-        as zeros.
+        A ``SparseConvTensor`` with no voxel, the convolution's channels and output shape; gradients reach weight and
+        bias, as zeros.
     """
     from spconv.pytorch import ops
 
     weight = conv.weight.reshape(len(conv.weight), -1, conv.weight.shape[-1])[:, 0]
-    out = empty.replace_feature(empty.features @ weight.T)
+    features = empty.features @ weight.T
+    out = empty.replace_feature(features if conv.bias is None else features + conv.bias)
     if not conv.subm:
         shape = ops.get_conv_output_size(
             empty.spatial_shape, conv.kernel_size, conv.stride, conv.padding, conv.dilation

@@ -47,6 +47,7 @@ class VoxelRCNN(FirstStage):
     """
 
     sections: ClassVar[frozenset[str]] = FirstStage.sections | {"ROI_HEAD"}
+    post_processing: PostProcessingConfig
 
     def __init__(self, model_cfg: Mapping[str, Any], class_names: Sequence[str], geometry: LidarGeometry) -> None:
         super().__init__(model_cfg, class_names, geometry)

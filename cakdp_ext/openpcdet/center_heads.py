@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,11 +12,8 @@ from pcdet.models.dense_heads.center_head import SeparateHead
 from torch import Tensor, nn
 
 from cakdp_ext.config import ConfigError, from_node
-from cakdp_ext.openpcdet.dense import boxes_of_classes, cells_of, per_class
-from cakdp_ext.refinement import CenterIoUHeadConfig, IoURefinement, center_branch_loss, refine_scores
-
-PRIOR_PROBABILITY = 0.01
-"""What a fresh branch says of every cell, so that the many that see nothing do not drown the first steps."""
+from cakdp_ext.openpcdet.dense import boxes_of_parts, cells_of, classes_of
+from cakdp_ext.refinement import CenterIoUHeadConfig, IoURefinement, center_branch_loss, refine_scores, start_from_prior
 
 
 class CenterHeadIoU(CenterHead):
@@ -83,12 +79,13 @@ class CenterHeadIoU(CenterHead):
         return loss + iou_loss, {**logged, "iou_loss": iou_loss.item()}
 
     def _iou_loss(self, maps: Sequence[Mapping[str, Tensor]], objects: Tensor) -> Tensor:
+        classes = classes_of(self)
         with torch.autocast(objects.device.type, enabled=False):
             return center_branch_loss(
                 self.iou_config,
-                per_class(self, maps, "iou"),
-                cells_of(self, maps[0]),
-                lambda: boxes_of_classes(self, maps),
+                classes.join([part["iou"] for part in maps]),
+                cells_of(self, maps[0]["hm"]),
+                lambda: classes.boxes_of_classes(boxes_of_parts(self, maps)),
                 objects[..., :7].float(),
                 objects[..., -1].long() - 1,
             )
@@ -137,7 +134,7 @@ def _branch(model_cfg: Any, shape: dict[str, int], shared_conv: nn.Module) -> nn
     for module in part.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps, module.momentum = like.eps, like.momentum
-    nn.init.constant_(part.iou[-1].bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
+    start_from_prior(part.iou[-1])
     return part.iou
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cakdp_ext.center_maps import CenterCells, ClassesOfParts, codes_of
 from cakdp_ext.config import ConfigError
-from cakdp_ext.refinement import CenterCells, IoUHeadConfig
+from cakdp_ext.refinement import IoUHeadConfig
 from cakdp_ext.types import DensePredictions, LidarGeometry, PredictionSites
 
 _ANCHOR_MAPS = {
@@ -90,28 +91,16 @@ def _decode_anchors(head: Any, maps: Mapping[str, Any]) -> DensePredictions:
 
 def _decode_centers(head: Any, maps: Sequence[Mapping[str, Tensor]]) -> DensePredictions:
     """Decode the maps of a CenterHead, whose cells are taken by the head with the best class of each."""
-    _check_size(head, maps[0]["hm"])
-    logits = per_class(head, maps, "hm")
-    boxes = boxes_of_heads(head, maps)
-    best_head = _head_of_class(head, logits.device)[logits.detach().argmax(dim=2)]
-    boxes = boxes.take_along_dim(best_head[:, :, None, None], dim=2).squeeze(2)
-    return DensePredictions(logits, boxes, per_class(head, maps, "iou") if has_iou_branch(head) else None)
+    classes = classes_of(head)
+    logits = classes.join([part["hm"] for part in maps])
+    iou = classes.join([part["iou"] for part in maps]) if has_iou_branch(head) else None
+    return DensePredictions(logits, classes.best_boxes(logits, boxes_of_parts(head, maps)), iou)
 
 
-def per_class(head: Any, maps: Sequence[Mapping[str, Tensor]], name: str) -> Tensor:
-    """Bring the maps ``(B, C_h, H, W)`` of a CenterHead's parts into one, in the order of the detector's classes.
-
-    Args:
-        head: CenterHead.
-        maps: ``pred_dicts`` of the head.
-        name: ``hm`` or ``iou``.
-
-    Returns:
-        ``(B, H * W, C)`` float32, with gradient.
-    """
-    joined = torch.cat([part[name].flatten(2).transpose(1, 2) for part in maps], dim=2).float()
-    order = torch.cat(list(head.class_id_mapping_each_head)).to(joined.device)
-    return joined[:, :, order.argsort()]
+def classes_of(head: Any) -> ClassesOfParts:
+    """Say which part of a CenterHead tells which class, on the head's device."""
+    device = next(head.parameters()).device
+    return ClassesOfParts.of([labels.to(device) for labels in head.class_id_mapping_each_head])
 
 
 def _check_size(head: Any, heatmap: Tensor) -> None:
@@ -125,61 +114,26 @@ def _check_size(head: Any, heatmap: Tensor) -> None:
         )
 
 
-def boxes_of_classes(head: Any, maps: Sequence[Mapping[str, Tensor]]) -> Tensor:
-    """Decode the boxes that a CenterHead predicts in each cell, without gradient.
-
-    Returns:
-        ``(B, H * W, 7)`` where one part tells all classes, else ``(B, H * W, C, 7)``.
-    """
-    boxes = boxes_of_heads(head, maps)
-    return boxes[:, :, 0] if len(maps) == 1 else boxes[:, :, _head_of_class(head, boxes.device)]
+def boxes_of_parts(head: Any, maps: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """Decode the boxes ``(B, A, P, 7)`` of the P parts of a CenterHead of A cells, row by row, without gradient."""
+    return cells_of(head, maps[0]["hm"]).decode([codes_of(part) for part in maps])
 
 
-def boxes_of_heads(head: Any, maps: Sequence[Mapping[str, Tensor]]) -> Tensor:
-    """Decode the boxes ``(B, H * W, P, 7)`` of a CenterHead's P parts, row by row of the map, without gradient."""
-    return torch.stack([_boxes_of_cells(head, part) for part in maps], dim=2)
-
-
-def _head_of_class(head: Any, device: torch.device) -> Tensor:
-    """Give ``(C,)`` int64: which of the heads tells each class."""
-    owners = torch.zeros(sum(map(len, head.class_id_mapping_each_head)), dtype=torch.long, device=device)
-    for index, classes in enumerate(head.class_id_mapping_each_head):
-        owners[classes.to(device)] = index
-    return owners
-
-
-@torch.no_grad()
-def _boxes_of_cells(head: Any, maps: Mapping[str, Tensor]) -> Tensor:
-    """Decode ``(B, H * W, 7)`` boxes of one head, row by row of the map."""
-    rows = {name: maps[name].detach().float().flatten(2) for name in ("center", "center_z", "dim", "rot")}
-    centers = _positions(head, maps["center"].shape[2:], rows["center"])
-    heading = torch.atan2(rows["rot"][:, 1:2], rows["rot"][:, 0:1])
-    return torch.cat([centers, rows["center_z"], rows["dim"].exp(), heading], dim=1).transpose(1, 2)
-
-
-def _positions(head: Any, size: Sequence[int], offsets: Tensor) -> Tensor:
-    """Give metric x, y ``(..., 2, H * W)`` of offsets, in cells, from each cell's lower corner, row by row."""
-    y, x = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
-    cells = torch.stack([x.reshape(-1), y.reshape(-1)]).to(offsets)
-    start = offsets.new_tensor([float(low) for low in head.point_cloud_range[:2]])
-    return (cells + offsets) * offsets.new_tensor(_cell_size(head))[:, None] + start[:, None]
-
-
-def _cell_size(head: Any) -> tuple[float, float]:
-    """Give metres of a CenterHead's cell along x and y."""
-    width, length = (float(size) * head.feature_map_stride for size in head.voxel_size[:2])
-    return width, length
-
-
-def cells_of(head: Any, maps: Mapping[str, Tensor]) -> CenterCells:
+def cells_of(head: Any, heatmap: Tensor) -> CenterCells:
     """Give the cells of a CenterHead's map, row by row.
 
     Args:
         head: CenterHead.
-        maps: of one of its parts.
+        heatmap: ``(B, C, H, W)`` of one of its parts.
+
+    Raises:
+        ConfigError: for a map of another size than range, voxels and stride give.
     """
-    half = maps["center"].new_full((2, 1), 0.5, dtype=torch.float32)
-    return CenterCells(_positions(head, maps["center"].shape[2:], half).T, _cell_size(head))
+    _check_size(head, heatmap)
+    bounds, voxel_size = (tuple(map(float, values)) for values in (head.point_cloud_range, head.voxel_size))
+    centers = LidarGeometry(bounds, voxel_size).cell_centers(head.feature_map_stride)  # type: ignore[arg-type]
+    width, length = (size * head.feature_map_stride for size in voxel_size[:2])
+    return CenterCells(centers.to(heatmap.device), (width, length))
 
 
 def sites_of(head: Any, geometry: LidarGeometry) -> PredictionSites:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from cakdp_ext.center_maps import CenterCells
 from cakdp_ext.refinement.loss import iou_loss
 from cakdp_ext.refinement.targets import anchor_iou_targets, center_cell_targets, decoded_iou_targets
+
+PRIOR_PROBABILITY = 0.01
+"""What a fresh branch says of every site, so that the many that see nothing do not drown the first steps."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +52,12 @@ class CenterIoUHeadConfig(IoUHeadConfig):
     label: str = "decoded_box"
 
 
-@dataclass(frozen=True)
-class CenterCells:
-    """The cells of a center head's map.
+def start_from_prior(conv: nn.Conv2d, prior: float = PRIOR_PROBABILITY) -> None:
+    """Set a convolution's bias so that the sigmoid of its output starts near ``prior``.
 
-    Attributes:
-        centers: ``(A, 2)`` metric x, y.
-        size: metres of a cell along x and y.
+    Source: Lin et al., Focal Loss for Dense Object Detection (2017), section 4.1.
     """
-
-    centers: Tensor
-    size: tuple[float, float]
+    nn.init.constant_(conv.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]
 
 
 def anchor_branch_loss(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from cakdp_ext.config import load_config
 from cakdp_ext.types import Batch, LidarGeometry
 
+ROOT = Path(__file__).resolve().parents[2]
 CLASS_NAMES = ("Car", "Pedestrian", "Cyclist")
 SIZES = torch.tensor([[3.9, 1.6, 1.56], [0.8, 0.6, 1.73], [1.76, 0.6, 1.73]])
 BOTTOMS = (-1.78, -0.6, -0.6)
@@ -96,6 +99,26 @@ def small_cfg() -> dict[str, Any]:
     cfg["DENSE_HEAD"]["NAME"] = "AnchorHeadSingleIoU"
     cfg["DENSE_HEAD"]["IOU_HEAD"] = {"LABEL": "anchor", "WEIGHT": 1.0}
     return cfg
+
+
+@pytest.fixture
+def center_cfg() -> dict[str, Any]:
+    """MODEL of CenterPoint on KITTI, as it ships."""
+    return load_config(ROOT / "cfgs" / "kitti" / "centerpoint.yaml")["MODEL"]
+
+
+@pytest.fixture
+def small_center_cfg(center_cfg) -> dict[str, Any]:
+    """The same topology with few 2D layers, two parts whose classes are in another order, and an IoU branch."""
+    center_cfg["BACKBONE_2D"].update(LAYER_NUMS=[1, 1], NUM_FILTERS=[16, 24], NUM_UPSAMPLE_FILTERS=[16, 16])
+    center_cfg["DENSE_HEAD"].update(
+        NAME="CenterHeadIoU",
+        SHARED_CONV_CHANNEL=12,
+        CLASS_NAMES_EACH_HEAD=[["Cyclist", "Car"], ["Pedestrian"]],
+        IOU_HEAD={"LABEL": "decoded_box", "WEIGHT": 1.0},
+    )
+    center_cfg["DENSE_HEAD"]["POST_PROCESSING"]["POST_CENTER_LIMIT_RANGE"] = [0, -6.4, -3, 16, 6.4, 1]
+    return center_cfg
 
 
 @pytest.fixture(scope="session")

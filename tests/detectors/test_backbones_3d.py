@@ -5,19 +5,24 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from cakdp_ext.config import ConfigError
-from cakdp_ext.detectors.backbones_3d import VoxelBackBone8x, VoxelBackBone8xConfig
+from cakdp_ext.detectors.backbones_3d import VoxelBackBone8x, VoxelBackBone8xConfig, VoxelResBackBone8x
 from cakdp_ext.detectors.map_to_bev import HeightCompression, HeightCompressionConfig, height_to_channels
-from cakdp_ext.detectors.sparse import spconv
+from cakdp_ext.detectors.registry import BACKBONES_3D
+from cakdp_ext.detectors.sparse import SparseResidual, spconv
 from cakdp_ext.detectors.voxel_features import MeanVFE, MeanVFEConfig
 from cakdp_ext.types import LidarGeometry
 
 GEOMETRY = LidarGeometry((0.0, 0.0, 0.0, 1.6, 1.2, 4.0), (0.1, 0.1, 0.1), 4)
 
 
-@pytest.fixture
-def backbone() -> VoxelBackBone8x:
+def build(cls=VoxelBackBone8x, **settings):
+    return cls(cls.Config(**settings), 4, GEOMETRY)
+
+
+@pytest.fixture(params=[VoxelBackBone8x, VoxelResBackBone8x])
+def backbone(request) -> VoxelBackBone8x:
     torch.manual_seed(0)
-    model = VoxelBackBone8x(VoxelBackBone8xConfig(), 4, GEOMETRY)
+    model = build(request.param)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm1d):
             module.running_mean.normal_(0, 0.1)
@@ -41,23 +46,32 @@ def to_dense(tensor) -> torch.Tensor:
 
 
 def dense_block(block, features: torch.Tensor, active: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """One block on a dense grid: convolve, decide which cells are active, normalise those alone."""
-    conv, norm, _ = block
-    out = F.conv3d(features, conv.weight.permute(0, 4, 1, 2, 3), stride=tuple(conv.stride), padding=tuple(conv.padding))
+    if isinstance(block, SparseResidual):
+        hidden, _ = dense_layer(block.conv1, block.bn1, features, active)
+        out, _ = dense_layer(block.conv2, block.bn2, hidden.relu(), active)
+        return (out + features).relu(), active
+    out, active = dense_layer(block[0], block[1], features, active)
+    return out.relu(), active
+
+
+def dense_layer(conv, norm, features: torch.Tensor, active: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A layer on a dense grid: convolve, decide which cells are active, normalise those alone."""
+    weight, how = conv.weight.permute(0, 4, 1, 2, 3), {"stride": tuple(conv.stride), "padding": tuple(conv.padding)}
+    out = F.conv3d(features, weight, conv.bias, **how)
     if not conv.subm:
         ones = torch.ones(1, 1, *conv.kernel_size)
         active = F.conv3d(active.float(), ones, stride=tuple(conv.stride), padding=tuple(conv.padding)) > 0
     rows = out.permute(0, 2, 3, 4, 1)
     result = torch.zeros_like(rows)
     where = active[:, 0]
-    result[where] = norm(rows[where]).relu()
+    result[where] = norm(rows[where])
     return result.permute(0, 4, 1, 2, 3), active
 
 
 @pytest.mark.parametrize("is_training", [False, True])
 def test_every_scale_agrees_with_dense_convolutions_over_active_cells(backbone, is_training):
     backbone.train(is_training)
-    reference = VoxelBackBone8x(VoxelBackBone8xConfig(), 4, GEOMETRY)
+    reference = build(type(backbone))
     reference.load_state_dict(backbone.state_dict())
     reference.train(is_training)
     features, coords = voxels(150)
@@ -89,8 +103,18 @@ def test_strides_and_channels_are_those_of_the_scales(backbone):
 
 
 def test_last_pad_widens_the_last_convolution():
-    padded = VoxelBackBone8x(VoxelBackBone8xConfig(last_pad=1), 4, GEOMETRY)
-    assert padded.num_heights == 3
+    assert VoxelBackBone8x(VoxelBackBone8xConfig(last_pad=1), 4, GEOMETRY).num_heights == 3
+
+
+def test_residual_backbone_is_wider_at_the_end_and_has_biases_unless_told_otherwise():
+    residual = build(VoxelResBackBone8x)
+    assert residual.channels == {"x_conv1": 16, "x_conv2": 32, "x_conv3": 64, "x_conv4": 128, "encoded": 128}
+    assert sum(p.numel() for p in residual.parameters()) == 2_695_312 - 16 * 27
+    section = {"BACKBONE_3D": {"NAME": "VoxelResBackBone8x", "USE_BIAS": False}}
+    without = BACKBONES_3D.build(section, 4, GEOMETRY).state_dict()
+    missing = set(residual.state_dict()) - set(without)
+    assert len(missing) == 16
+    assert all(name.endswith(("conv1.bias", "conv2.bias")) for name in missing)
 
 
 @pytest.mark.parametrize("is_training", [False, True])

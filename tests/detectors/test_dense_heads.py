@@ -219,7 +219,11 @@ def test_the_iou_loss_of_another_heads_output_is_refused(head, make_batch, small
         ),
         ("LOSS_CONFIG", {"LOSS_WEIGHTS": {"code_weights": [1.0]}}, "code_weights needs 7 entries"),
         ("CLASS_AGNOSTIC", True, "set CLASS_AGNOSTIC: False"),
-        ("NAME", "CenterHead", "unknown DENSE_HEAD NAME 'CenterHead'; known names: .*AnchorHeadSingleIoU"),
+        (
+            "NAME",
+            "AnchorHeadMulti",
+            "unknown DENSE_HEAD NAME 'AnchorHeadMulti'; known names: .*AnchorHeadSingleIoU, CenterHead",
+        ),
     ],
 )
 def test_what_cannot_be_built_is_refused(small_cfg, small_geometry, class_names, section, value, message):

@@ -7,7 +7,13 @@ import torch
 from shapely import affinity
 from shapely.geometry import Polygon, box
 
-from cakdp_ext.detectors.post_processing import NMSConfig, PostProcessingConfig, detect
+from cakdp_ext.detectors.post_processing import (
+    CenterPostProcessing,
+    NMSConfig,
+    PostProcessingConfig,
+    detect,
+    detect_centers,
+)
 from cakdp_ext.refinement import IoURefinement
 from cakdp_ext.types import DensePredictions
 
@@ -64,7 +70,7 @@ def slow_detect(boxes, scores, allowed, config: PostProcessingConfig) -> list[tu
 @pytest.mark.parametrize("nms_type", ["nms_gpu", "nms_normal_gpu"])
 @pytest.mark.parametrize(("pre", "post"), [(4096, 500), (15, 4)])
 def test_detections_agree_with_a_slow_reference(is_multi_class, nms_type, pre, post):
-    config = PostProcessingConfig(0.1, NMSConfig(is_multi_class, nms_type, 0.25, pre, post))
+    config = PostProcessingConfig(score_thresh=0.1, nms_config=NMSConfig(is_multi_class, nms_type, 0.25, pre, post))
     given = predictions()
     for frame, detections in enumerate(detect(given, config)):
         scores = given.cls_logits[frame].sigmoid().tolist()
@@ -98,7 +104,7 @@ def test_an_iou_branch_masks_unless_told_otherwise():
 
 def test_rescoring_ranks_by_both():
     given = predictions(has_iou=True)
-    config = PostProcessingConfig(0.1, NMSConfig(nms_thresh=0.25), IoURefinement("rescore", power=0.5))
+    config = PostProcessingConfig(IoURefinement("rescore", power=0.5), nms_config=NMSConfig(nms_thresh=0.25))
     scores = (given.cls_logits[0].sigmoid() * given.iou_logits[0].sigmoid()).sqrt()
     expected = slow_detect(given.boxes[0].tolist(), scores.tolist(), [True] * SCENE, config)
     torch.testing.assert_close(detect(given, config)[0].scores, torch.tensor([score for score, *_ in expected]))
@@ -115,7 +121,7 @@ def test_nothing_above_the_threshold_gives_empty_tensors():
 
 def test_without_a_threshold_even_the_worst_box_counts():
     given = predictions(1)
-    config = PostProcessingConfig(None, NMSConfig(nms_thresh=1.0))
+    config = PostProcessingConfig(score_thresh=None, nms_config=NMSConfig(nms_thresh=1.0))
     assert len(detect(given, config)[0].scores) == SCENE
 
 
@@ -130,3 +136,76 @@ def test_what_is_not_supported_is_refused():
         NMSConfig(nms_type="circle")
     with pytest.raises(ValueError, match="OUTPUT_RAW_SCORE must be False"):
         PostProcessingConfig(output_raw_score=True)
+
+
+def slow_detect_centers(boxes, scores, allowed, config: CenterPostProcessing) -> list[tuple[float, int, int]]:
+    """Score, label and cell of every detection of one part."""
+    rows = [(score, label, cell) for cell, row in enumerate(scores) for label, score in enumerate(row)]
+    rows = [row for row in rows if allowed[row[2]] and (config.score_thresh is None or row[0] > config.score_thresh)]
+    rows = sorted(rows, reverse=True)[: config.max_obj_per_sample]
+    limits = config.post_center_limit_range
+    if limits is not None:
+        rows = [row for row in rows if all(limits[k] <= boxes[row[2]][k] <= limits[k + 3] for k in range(3))]
+    kept = slow_nms([boxes[cell] for *_, cell in rows], [score for score, *_ in rows], config.nms_config)
+    return [rows[k] for k in kept]
+
+
+@pytest.mark.parametrize("thresh", [0.1, None])
+@pytest.mark.parametrize("limits", [None, (2.0, 1.0, 0.2, 10.0, 11.0, 0.9)])
+@pytest.mark.parametrize(("most", "post"), [(500, 500), (30, 500), (30, 4)])
+def test_detections_of_centers_agree_with_a_slow_reference(thresh, limits, most, post):
+    config = CenterPostProcessing(thresh, limits, most, NMSConfig(nms_thresh=0.25, nms_post_maxsize=post))
+    given = predictions()
+    for frame in range(2):
+        scores, keep = given.cls_logits[frame].sigmoid(), torch.arange(SCENE) % 3 > 0
+        found = detect_centers(given.boxes[frame], scores, keep, config)
+        expected = slow_detect_centers(given.boxes[frame].tolist(), scores.tolist(), keep.tolist(), config)
+        assert 3 < len(expected) < SCENE * 2
+        torch.testing.assert_close(found.scores, torch.tensor([score for score, *_ in expected]))
+        assert found.labels.tolist() == [label for _, label, _ in expected]
+        assert torch.equal(found.boxes, given.boxes[frame][[cell for *_, cell in expected]])
+
+
+def test_of_two_classes_in_one_cell_the_better_one_stays():
+    boxes, scores = torch.tensor([[5.0, 5, 0, 4, 2, 1, 0]]), torch.tensor([[0.6, 0.7]])
+    found = detect_centers(boxes, scores, torch.ones(1, dtype=torch.bool), CenterPostProcessing())
+    assert (found.labels.tolist(), found.scores.tolist()) == ([1], pytest.approx([0.7]))
+
+
+@pytest.mark.parametrize("thresh", [None, 0.1])
+def test_what_is_no_number_is_neither_found_nor_in_the_way(thresh):
+    given = predictions(1)
+    scores, boxes = given.cls_logits[0].sigmoid(), given.boxes[0].clone()
+    keep = torch.ones(SCENE, dtype=torch.bool)
+    config = CenterPostProcessing(thresh, None, 6, NMSConfig(nms_thresh=1.0))
+    best = detect_centers(boxes, scores, keep, config)
+    scores, boxes = torch.cat([scores, scores.new_full((9, 3), torch.nan)]), torch.cat([boxes, boxes[:9]])
+    with_nan = detect_centers(boxes, scores, torch.ones(SCENE + 9, dtype=torch.bool), config)
+    assert torch.equal(with_nan.scores, best.scores)
+    first = (boxes == best.boxes[0]).all(dim=1).nonzero()[0]
+    for bad in (torch.nan, torch.inf):
+        boxes[first, 4] = bad
+        found = detect_centers(boxes, scores, torch.ones(SCENE + 9, dtype=torch.bool), config)
+        assert found.boxes.isfinite().all()
+        assert 0 < len(found.scores) < len(best.scores)
+
+
+def test_nothing_passes_a_part_without_candidates():
+    for keep, thresh in ((False, None), (True, 1.0)):
+        found = detect_centers(
+            torch.zeros(4, 7), torch.ones(4, 2), torch.full((4,), keep), CenterPostProcessing(thresh)
+        )
+        assert [tuple(getattr(found, name).shape) for name in ("boxes", "scores", "labels")] == [(0, 7), (0,), (0,)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"nms_config": NMSConfig(multi_classes_nms=True)}, "MULTI_CLASSES_NMS must be False; .* a head of its own"),
+        ({"post_center_limit_range": (0.0, 1.0)}, "POST_CENTER_LIMIT_RANGE needs x, y, z, x, y, z"),
+        ({"max_obj_per_sample": 0}, "MAX_OBJ_PER_SAMPLE must be at least 1"),
+    ],
+)
+def test_settings_of_centers_that_cannot_be_meant_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        CenterPostProcessing(**settings)

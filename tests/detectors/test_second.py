@@ -10,6 +10,7 @@ from easydict import EasyDict
 
 from cakdp_ext.config import ConfigError
 from cakdp_ext.detectors import SECONDNet, build_detector
+from cakdp_ext.detectors.post_processing import detect
 from cakdp_ext.detectors.registry import BACKBONES_2D, DETECTORS, Registry
 from cakdp_ext.types import LidarGeometry, OneStageStudent
 
@@ -114,7 +115,7 @@ def test_evaluation_is_postprocessing_of_dense_predictions(student, make_batch, 
     with torch.no_grad():
         student.dense_head.conv_cls.bias.fill_(1.0)
         student.dense_head.conv_iou.bias.fill_(1.0)
-        expected = student.postprocess(student.predict_dense(batch))
+        expected = detect(student.predict_dense(batch), student.post_processing)
         found = student(batch)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.boxes, other.boxes)
@@ -211,7 +212,7 @@ def change(cfg: dict, dotted: str, value) -> dict:
         ("BACKBONE_3D.NAME", "VoxelResBackBone", "unknown BACKBONE_3D NAME 'VoxelResBackBone'; known.*VoxelBackBone8x"),
         ("BACKBONE_2D.LAYER_NUM", [1], "unknown key LAYER_NUM in MODEL.BACKBONE_2D; valid keys: LAYER_NUMS"),
         ("MAP_TO_BEV.NUM_BEV_FEATURES", 128, "write 256"),
-        ("BACKBONE_2D.LAYER_STRIDES", [2, 2], "feature_map_stride of the anchors is 8, .* stride 16"),
+        ("BACKBONE_2D.LAYER_STRIDES", [2, 2], "feature_map_stride of the dense head is 8, .* stride 16"),
         ("POINT_HEAD", {"NAME": "PointHeadSimple"}, "SECONDNet has no use for MODEL.POINT_HEAD"),
         ("POST_PROCESSING.NMS_CONFIG.NMS_TYPE", "soft", "NMS_TYPE must be one of"),
         ("DENSE_HEAD.NAME", "AnchorHeadSingle", "unknown key IOU_HEAD"),

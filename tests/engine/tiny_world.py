@@ -57,7 +57,16 @@ ROI_HEAD = {
     "SHARED_FC": [16, 16], "CLS_FC": [16, 16], "REG_FC": [16, 16],
     "ROI_GRID_POOL": {"GRID_SIZE": 3}, "TARGET_CONFIG": {"ROI_PER_IMAGE": 16},
 }  # fmt: skip
-NAMES = ("voxel_rcnn", "second", "second_pruned", "second_cakdp")
+CENTERS = {
+    "SHARED_CONV_CHANNEL": 16,
+    "CLASS_NAMES_EACH_HEAD": [["Cyclist", "Pedestrian"], ["Car"]],
+    "POST_PROCESSING": {
+        "SCORE_THRESH": 0.001,
+        "MAX_OBJ_PER_SAMPLE": 60,
+        "POST_CENTER_LIMIT_RANGE": [0, -7, -3, 14, 7, 1],
+    },
+}
+NAMES = ("voxel_rcnn", "second", "second_pruned", "second_cakdp", "centerpoint", "centerpoint_cakdp")
 
 
 @dataclass(frozen=True)
@@ -137,18 +146,23 @@ def make_world(root: Path) -> World:
 
 
 def _tree(world: World, name: str) -> dict[str, Any]:
-    model: dict[str, Any] = {"BACKBONE_2D": NARROW, "POST_PROCESSING": dict(ALL_BOXES)}
+    student = name.removesuffix("_pruned").removesuffix("_cakdp")
+    has_centers = student == "centerpoint"
+    model: dict[str, Any] = {"BACKBONE_2D": NARROW, "POST_PROCESSING": {} if has_centers else dict(ALL_BOXES)}
+    if has_centers:
+        model["DENSE_HEAD"] = CENTERS
     if name == "voxel_rcnn":
         model["ROI_HEAD"] = ROI_HEAD
-    if name in ("second_pruned", "second_cakdp"):
-        model["PRUNING"] = {"STUDENT": {"CFG": world.cfg("second"), "CKPT": str(world.run("second").path)}}
-    if name == "second_cakdp":
+    if name != student:
+        model["PRUNING"] = {"STUDENT": {"CFG": world.cfg(student), "CKPT": str(world.run(student).path)}}
+    if name.endswith("_cakdp"):
         teacher = {"CFG": world.cfg("voxel_rcnn"), "CKPT": str(world.run("voxel_rcnn").path)}
         model["DISTILL"] = {"TEACHER": teacher, "SCORE_THRESH": 0.001}
         model["POST_PROCESSING"]["IOU_REFINEMENT"] = {"MODE": "mask", "DELTA": 0.001}
+    shipped = SHIPPED.parent / "kitti" if has_centers else SHIPPED
     return {
-        "_BASE_CONFIG_": str(SHIPPED / f"{name}.yaml"),
-        "DATA_CONFIG": merge(DATA, {"DATA_PATH": str(world.data)}),
+        "_BASE_CONFIG_": str(shipped / f"{name}.yaml"),
+        "DATA_CONFIG": merge(DATA, {"_BASE_CONFIG_": str(SHIPPED / "data.yaml"), "DATA_PATH": str(world.data)}),
         "MODEL": model,
         "OPTIMIZATION": {"NUM_EPOCHS": 1, "LR": 1e-4, "BATCH_SIZE_PER_GPU": BATCH_SIZE},
     }

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from cakdp_ext.center_maps import CenterCells
 from cakdp_ext.config import ConfigError, from_node
 from cakdp_ext.refinement import (
-    CenterCells,
     CenterIoUHeadConfig,
     IoUHeadConfig,
     anchor_branch_loss,
