@@ -200,6 +200,21 @@ def _is_required(of_class: dataclasses.Field[Any]) -> bool:
     return of_class.default is dataclasses.MISSING and of_class.default_factory is dataclasses.MISSING
 
 
+def required(data_cfg: Mapping[str, Any], key: str, mode: str | None = None) -> Any:
+    """Give the value of a key of ``DATA_CONFIG``, or of its entry for ``train`` or ``test``.
+
+    Raises:
+        ConfigError: where there is none.
+    """
+    if key not in data_cfg:
+        raise ConfigError(f"DATA_CONFIG has no {key}")
+    if mode is None:
+        return data_cfg[key]
+    if mode not in data_cfg[key]:
+        raise ConfigError(f"{key} has no entry {mode!r}; it has {', '.join(data_cfg[key]) or 'none'}")
+    return data_cfg[key][mode]
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
     """Where a trained model comes from.
