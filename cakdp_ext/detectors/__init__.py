@@ -1,6 +1,6 @@
 """What sees objects? The built-in engine's detectors, compatible with OpenPCDet's configurations and checkpoints."""
 
-from cakdp_ext.detectors.backbones_2d import BaseBEVBackbone
+from cakdp_ext.detectors.backbones_2d import BaseBEVBackbone, BEVBackboneConfig
 from cakdp_ext.detectors.backbones_3d import BackboneFeatures, VoxelBackBone8x, VoxelResBackBone8x
 from cakdp_ext.detectors.build import build_detector
 from cakdp_ext.detectors.center_head import CenterHead, CenterHeadIoU, PartMaps
@@ -8,13 +8,30 @@ from cakdp_ext.detectors.dense_heads import AnchorHeadSingle, AnchorHeadSingleIo
 from cakdp_ext.detectors.first_stage import FirstStage, FirstStageOutput
 from cakdp_ext.detectors.map_to_bev import HeightCompression
 from cakdp_ext.detectors.one_stage import CenterPoint, SECONDNet
-from cakdp_ext.detectors.sparse import synchronise_batch_norm
+from cakdp_ext.detectors.registry import (
+    BACKBONES_2D,
+    BACKBONES_3D,
+    DENSE_HEADS,
+    DETECTORS,
+    MAPS_TO_BEV,
+    ROI_HEADS,
+    VOXEL_FEATURES,
+)
+from cakdp_ext.detectors.sparse import VoxelBatchNorm1d, synchronise_batch_norm
 from cakdp_ext.detectors.voxel_features import MeanVFE
 from cakdp_ext.detectors.voxel_rcnn import VoxelRCNN
 
 __all__ = [
+    "BACKBONES_2D",
+    "BACKBONES_3D",
+    "DENSE_HEADS",
+    "DETECTORS",
+    "MAPS_TO_BEV",
+    "ROI_HEADS",
+    "VOXEL_FEATURES",
     "AnchorHeadSingle",
     "AnchorHeadSingleIoU",
+    "BEVBackboneConfig",
     "BackboneFeatures",
     "BaseBEVBackbone",
     "CenterHead",
@@ -28,6 +45,7 @@ __all__ = [
     "PartMaps",
     "SECONDNet",
     "VoxelBackBone8x",
+    "VoxelBatchNorm1d",
     "VoxelRCNN",
     "VoxelResBackBone8x",
     "build_detector",
