@@ -51,14 +51,26 @@ def prune(world, run, tag, *options):
     return load_plan(world.run("second_cakdp", tag).plan), outcome.out
 
 
-def test_the_reverse_keeps_the_filters_that_matter_least(compressed, run):
+def test_the_global_reverse_keeps_the_filters_that_matter_least(compressed, run):
     named = ("MODEL.PRUNING.SCORES", run.scores, "MODEL.PRUNING.MIN_FILTERS", 0, "MODEL.PRUNING.KEEP_RATIO", 0.9)
-    plan, said = prune(compressed, run, "reverse", "MODEL.PRUNING.CRITERION", "RV-CaPr", *named)
+    plan, said = prune(compressed, run, "reverse_all", "MODEL.PRUNING.CRITERION", "RV-CaPr-global", *named)
     scores, stays = flat(load_scores(run.scores).values), kept(plan)
     assert scores[stays].max() <= scores[~stays].min()
     assert stays.sum() == int(0.9 * len(scores))
-    assert plan.source["criterion"] == "RV-CaPr"
-    assert f"by RV-CaPr: {stays.sum()} of {len(scores)} decisions stay" in said
+    assert plan.source["criterion"] == "RV-CaPr-global"
+    assert f"by RV-CaPr-global: {stays.sum()} of {len(scores)} decisions stay" in said
+
+
+def test_the_reverse_has_the_widths_of_the_criterion(compressed, run):
+    named = ("MODEL.PRUNING.SCORES", run.scores)
+    plan, said = prune(compressed, run, "reverse", "MODEL.PRUNING.CRITERION", "RV-CaPr", *named)
+    usual, scores = load_plan(run.plan), load_scores(run.scores).values
+    for name, keep in plan.keep_indices.items():
+        assert len(keep) == len(usual.keep_indices[name])
+        gone = np.delete(scores[name], keep)
+        assert not len(gone) or scores[name][list(keep)].max() <= gone.min()
+    assert plan.keep_indices != usual.keep_indices
+    assert "by RV-CaPr: " in said
 
 
 def test_a_share_of_each_layer_needs_no_scores(compressed, run):
@@ -75,7 +87,7 @@ def test_nothing_is_scored_for_it(compressed):
 
 def test_an_unknown_criterion_lists_the_known_ones(compressed):
     outcome = compressed.command("prune", "second_cakdp", "--set", "MODEL.PRUNING.CRITERION", "L1", tag="no")
-    assert "CRITERION must be one of CaPr, RV-CaPr, ProPr, got 'L1'" in outcome.error
+    assert "CRITERION must be one of CaPr, RV-CaPr, RV-CaPr-global, ProPr, got 'L1'" in outcome.error
     assert "the paper's RD-CaPr is CaPr with INITIAL_WEIGHTS: random" in outcome.error
 
 
