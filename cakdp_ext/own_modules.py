@@ -63,6 +63,8 @@ def _import_file(file: Path) -> None:
     spec = importlib.util.spec_from_file_location(file.stem, file)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{file} is no Python file")
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))  # where processes that load frames look for it
     module = importlib.util.module_from_spec(spec)
     sys.modules[file.stem] = module
     try:
