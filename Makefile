@@ -14,7 +14,7 @@ help:
 	@echo "make test-cuda-on-cpu   run the tests of the ops on the CUDA kernels, compiled for this processor"
 	@echo "make kernels            compile the CUDA kernels with nvcc for ARCHS (sm_: $(ARCHS))"
 	@echo "make lint   formatting, lint, types"
-	@echo "make study  distilled against fine-tuned alone over three seeds (hours)"
+	@echo "make study  the paper's ablations on generated scenes over three seeds (hours)"
 	@echo "make real   over-fit and compress on real KITTI frames in KITTI=$(KITTI) (hours on a CPU)"
 
 setup: $(READY)
@@ -51,7 +51,7 @@ clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 study: setup
-	$(RUN)/python benchmarks/distillation_gain.py --seeds 0 1 2
+	$(RUN)/python benchmarks/ablation.py --seeds 0 1 2
 
 real: setup
 	PYTHON=$(RUN)/python bash tools/few_frames.sh $(KITTI)

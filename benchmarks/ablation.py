@@ -1,0 +1,196 @@
+"""Do the paper's trends hold at small scale? Its ablations (Tables 6-8, Figure 6) on generated scenes, several seeds.
+
+Run it after ``make demo``: ``python benchmarks/ablation.py --seeds 0 1 2`` (hours), or some of it:
+``--tables 6 --epochs 2``. It trains a teacher for longer than the demo does, then every variant from the demo's student
+and its scores, and prints the mean over classes of the moderate 3D AP (R40), each table's paper figures beside it. A
+training that several tables share is made once. It goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+PROPR = ["MODEL.PRUNING", "{CRITERION: ProPr, KEEP_RATIO: 0.62}"]
+NO_IOU_HEAD = [
+    *("MODEL.DENSE_HEAD", "{NAME: AnchorHeadSingle, IOU_HEAD: null}"),
+    *("MODEL.POST_PROCESSING.IOU_REFINEMENT", "null"),
+]
+NO_TEACHER = ["MODEL.DISTILL", "null"]
+TRAININGS = {
+    "capr": ("second_pruned", []),
+    "propr": ("second_pruned", PROPR),
+    "rv_capr": ("second_pruned", ["MODEL.PRUNING", "{CRITERION: RV-CaPr}"]),
+    "rd_capr": ("second_pruned", ["MODEL.PRUNING.INITIAL_WEIGHTS", "random"]),
+    "capr_kd": ("second_cakdp", NO_IOU_HEAD),
+    "capr_iou": ("second_cakdp", NO_TEACHER),
+    "capr_kd_iou": ("second_cakdp", []),
+    "propr_kd": ("second_cakdp", [*PROPR, *NO_IOU_HEAD]),
+    "propr_iou": ("second_cakdp", [*PROPR, *NO_TEACHER]),
+    "propr_kd_iou": ("second_cakdp", PROPR),
+    "tkd": ("second_cakdp", ["MODEL.DISTILL.METHOD", "TKD"]),
+    "tskd": ("second_cakdp", ["MODEL.DISTILL.METHOD", "TSKD"]),
+}
+"""Name of a training -> YAML, and what is changed in it."""
+
+
+class Row(NamedTuple):
+    """One row of a table: which training, how it is tested, what the paper has for SECOND on KITTI."""
+
+    label: str
+    training: str
+    paper: float | None
+    refinement: str = ""  # of testing alone, where it is not the YAML's
+
+
+TABLES = {
+    "6": [
+        Row("ProPr", "propr", 65.38),
+        Row("RV-CaPr", "rv_capr", 56.62),
+        Row("RD-CaPr", "rd_capr", 64.97),
+        Row("CaPr", "capr", 66.24),
+    ],
+    "7": [
+        Row("no IoU head", "capr_kd", 71.06),
+        Row("rescored by IoU", "capr_kd_iou", 67.31, "rescore"),
+        Row("IoU mask", "capr_kd_iou", 71.77),
+    ],
+    "8": [
+        Row("ProPr", "propr", 65.38),
+        Row("ProPr, CaKD", "propr_kd", 69.18),
+        Row("ProPr, IoU", "propr_iou", 66.02),
+        Row("CaPr", "capr", 66.24),
+        Row("ProPr, CaKD, IoU", "propr_kd_iou", 69.82),
+        Row("CaPr, CaKD", "capr_kd", 71.06),
+        Row("CaPr, IoU", "capr_iou", 66.85),
+        Row("CaPr, CaKD, IoU", "capr_kd_iou", 71.77),
+    ],
+    "fig6": [  # the paper draws its bars without figures
+        Row("no distillation", "capr_iou", 66.85),
+        Row("TKD", "tkd", None),
+        Row("TSKD", "tskd", None),
+        Row("SKD", "capr_kd_iou", 71.77),
+    ],
+}
+TRENDS = {
+    "6": [("CaPr", "ProPr"), ("CaPr", "RD-CaPr"), ("ProPr", "RV-CaPr")],
+    "7": [("IoU mask", "no IoU head"), ("no IoU head", "rescored by IoU")],
+    "8": [(better, "ProPr") for better in ("ProPr, CaKD", "ProPr, IoU", "CaPr")]
+    + [("CaPr, CaKD, IoU", worse) for worse in ("ProPr, CaKD, IoU", "CaPr, CaKD", "CaPr, IoU")],
+    "fig6": [("SKD", "TSKD"), ("SKD", "TKD"), ("TKD", "no distillation")],
+}
+"""Table -> which row the paper finds better than which."""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
+    parser.add_argument("--folder", default="synthetic", help="folder of cfgs/ that holds the YAMLs")
+    parser.add_argument("--scores", help="scores of the student's filters; those of compress.py by default")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--processes", type=int, default=1, help="of each training; batch norm sees a share of the 4")
+    parser.add_argument("--epochs", type=int, help="of the students; NUM_EPOCHS by default")
+    parser.add_argument("--teacher_epochs", type=int, default=24, help="a teacher has to be better than its student")
+    args = parser.parse_args()
+    teacher = train_teacher(args)
+    results = {}
+    for seed in args.seeds:
+        for table in args.tables:
+            for row in TABLES[table]:
+                key = row.training, row.refinement, seed
+                if key not in results:
+                    results[key] = run(args, row, seed, teacher)
+                    print(f"seed {seed}  {row.label:<18} {line(results[key])}", flush=True)
+    for table in args.tables:
+        report(table, args.seeds, results)
+
+
+def train_teacher(args):
+    """Train the teacher unless it stands, test it, give its run folder."""
+    folder = Path("output", args.folder, "voxel_rcnn", "longer")
+    common = ["--cfg", f"cfgs/{args.folder}/voxel_rcnn.yaml", "--extra_tag", "longer", "--workers", "1"]
+    command("train.py", args.processes, [*common, "--batch_size", "4", "--epochs", str(args.teacher_epochs)])
+    print(f"teacher, {args.teacher_epochs} epochs  {line(read_metrics(folder, 'default'))}", flush=True)
+    return str(folder)
+
+
+def run(args, row, seed, teacher):
+    """Cut, train and test one row unless that stands; give the classes' APs."""
+    stem, changes = TRAININGS[row.training]
+    folder = Path("output", args.folder, stem, f"{row.training}_seed{seed}")
+    common = ["--cfg", f"cfgs/{args.folder}/{stem}.yaml", "--extra_tag", folder.name]
+    if stem == "second_cakdp" and "MODEL.DISTILL" not in changes:
+        changes = ["MODEL.DISTILL.TEACHER.CKPT", teacher, *changes]
+    scores = args.scores or f"output/{args.folder}/second_cakdp/default/scores.npz"
+    cut = ["--set", "MODEL.PRUNING.SCORES", scores, *changes]
+    if not (folder / "plan.json").is_file():
+        command("prune.py", 1, [*common, *cut])
+    train = [*common, "--workers", "1", "--seed", str(seed), "--batch_size", "4", "--num_epochs_to_eval", "0"]
+    train += ["--epochs", str(args.epochs)] if args.epochs else []
+    command("train.py", args.processes, [*train, *cut])
+    tag = row.refinement or "default"
+    mode = ["MODEL.POST_PROCESSING.IOU_REFINEMENT.MODE", row.refinement] if row.refinement else []
+    command("test.py", args.processes, [*common, "--workers", "1", "--eval_tag", tag, *cut, *mode])
+    return read_metrics(folder, tag)
+
+
+def report(table, seeds, results):
+    """Print one table, and by how much each of the paper's trends holds."""
+    means = {
+        row.label: [statistics.mean(results[row.training, row.refinement, seed].values()) for seed in seeds]
+        for row in TABLES[table]
+    }
+    print(
+        f"\n{'Figure 6' if table == 'fig6' else f'Table {table}':<24}{'mean':>8}{'spread':>8}{'paper':>8}   each seed"
+    )
+    for row in TABLES[table]:
+        each = means[row.label]
+        paper = "-" if row.paper is None else f"{row.paper:.2f}"
+        print(f"{row.label:<24}{statistics.mean(each):8.2f}{spread(each):8.2f}{paper:>8}   {numbers(each)}")
+    for better, worse in TRENDS[table]:
+        gaps = [a - b for a, b in zip(means[better], means[worse], strict=True)]
+        holds = sum(gap > 0 for gap in gaps)
+        print(
+            f"{better} > {worse}: {statistics.mean(gaps):+.2f} (spread {spread(gaps):.2f}), in {holds} of {len(gaps)}"
+        )
+
+
+def spread(values):
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def numbers(values):
+    return "  ".join(f"{value:.2f}" for value in values)
+
+
+def read_metrics(folder, tag):
+    """Give the classes' APs of the newest evaluation of a run."""
+    folders = (folder / "eval").glob(f"epoch_*/*/{tag}/metrics.json")
+    metrics = json.loads(max(folders, key=os.path.getmtime).read_text())
+    return {k: v for k, v in metrics.items() if k.endswith("_3d/moderate_R40") and not k.startswith("mAP")}
+
+
+def command(tool, processes, arguments):
+    done = subprocess.run(
+        ["bash", str(ROOT / "tools" / "_torchrun.sh"), tool, str(processes), *arguments],
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        sys.exit(f"{tool} {' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
+
+
+def line(metrics):
+    return "  ".join(f"{key.split('_')[0]} {value:.2f}" for key, value in metrics.items())
+
+
+if __name__ == "__main__":
+    main()
