@@ -19,6 +19,9 @@ from cakdp_ext.datasets.scenes import (
     TrafficConfig,
     write_scenes,
 )
+from cakdp_ext.datasets.scenes.layout import sample_scene
+from cakdp_ext.datasets.scenes.lidar import Lidar
+from cakdp_ext.datasets.scenes.motion import sample_motion
 from cakdp_ext.datasets.scenes.segments import PROCESSED_DATA_TAG, SegmentGenerator, segments_of
 from cakdp_ext.datasets.waymo import WaymoFolder
 
@@ -133,6 +136,25 @@ def test_ground_of_all_sweeps_is_one_plane_in_the_world(empty_street):
     assert abs(normal[2]) < 0.9999  # tilted
     assert lane(last).sum() > 100
     assert np.abs((world_points(last, lane(last)) - middle) @ normal).max() < 2e-3
+
+
+def test_bumps_and_markings_of_the_ground_stay_in_the_world():
+    config = replace(CONFIG, street=StreetConfig(roughness=0.1, max_tilt=4.0))
+    rng = np.random.default_rng(0)
+    scene = sample_scene(config, rng, around=True)
+    motion = sample_motion(scene, SequenceConfig(frames=8, ego_speed=(8.0, 8.0), max_turn=30.0), rng)
+    later, pose = motion.scene_at(scene, 0.7), motion.ego_pose(scene.ground, 0.7)
+    rays = Lidar(config.lidar).directions[:, -8:].reshape(3, -1)
+    slope = later.ground.normal @ rays
+    hit = rays * later.ground.intersect(rays)
+    bump = later.ground.normal @ hit + later.ground.height
+    x, y, z = pose[:3, :3] @ (hit - rays * bump / slope) + pose[:3, 3:]
+    np.testing.assert_allclose(scene.ground.normal @ (x, y, z) + scene.ground.height, 0, atol=1e-9)
+    waves = (a * np.sin(along_x * x + along_y * y + phase) for a, along_x, along_y, phase in scene.ground.waves)
+    np.testing.assert_allclose(bump, sum(waves), atol=1e-9)
+    assert np.abs(bump).max() > 0.05
+    flat = (np.linalg.inv(pose) @ (x, y, z, np.ones_like(x)))[:2]
+    np.testing.assert_allclose(later.ground_reflectance(*flat), scene.ground_reflectance(x, y))
 
 
 def test_walls_of_all_sweeps_coincide_in_the_world(empty_street):
