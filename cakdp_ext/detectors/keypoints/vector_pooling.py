@@ -96,7 +96,9 @@ class DividedSpace(nn.Module):
         closeness = 1.0 / (squared.sqrt() + NEAR)
         weights = closeness / closeness.sum(dim=-1, keepdim=True).clamp(min=NEAR)
         known = F.pad(source.features, (0, 0, 0, 1))
-        features = ops.three_interpolate(known, index.flatten(0, 1), weights.flatten(0, 1)).unflatten(0, index.shape[:2])
+        features = ops.three_interpolate(known, index.flatten(0, 1), weights.flatten(0, 1)).unflatten(
+            0, index.shape[:2]
+        )
         offsets = (centers.unsqueeze(2) - F.pad(source.xyz, (0, 0, 0, 1))[index]).flatten(2).masked_fill(is_empty, 0.0)
         return torch.cat((features, offsets), dim=2)
 
