@@ -219,22 +219,22 @@ def train(model, batch, steps):
 
 def test_training_brings_the_loss_down_and_repeats_itself(model, frames):
     again, batch = deepcopy(model), frames()
-    history = train(model, batch, 12)
-    assert min(history[-2:]) < 0.7 * history[0]
-    assert train(again, batch, 3) == history[:3]
+    history = train(model, batch, 8)
+    assert min(history[-2:]) < 0.8 * history[0]
+    assert train(again, batch, 2) == history[:2]
 
 
 def test_point_head_finds_the_points_of_objects(model, frames):
     batch = frames()
     history = [out["point_cls_loss"].item() for out in point_losses(model, batch)]
-    assert history[-1] < 0.5 * history[0]
+    assert history[-1] < 0.6 * history[0]
 
 
 def point_losses(model, batch):
-    optimizer = torch.optim.Adam([*model.pfe.parameters(), *model.point_head.parameters()], lr=1e-2)
+    optimizer = torch.optim.Adam([*model.pfe.parameters(), *model.point_head.parameters()], lr=2e-2)
     first = model.eval().run_first_stage(batch)
     model.train()
-    for _ in range(25):
+    for _ in range(12):
         optimizer.zero_grad()
         losses = model.view_losses(model.focus(model.look(detached(first), batch), rois_of(batch)), batch)
         losses["point_cls_loss"].backward()
