@@ -1,6 +1,6 @@
 """What sees objects? The built-in engine's detectors, compatible with OpenPCDet's configurations and checkpoints."""
 
-from cakdp_ext.detectors.backbones_2d import BaseBEVBackbone
+from cakdp_ext.detectors.backbones_2d import BaseBEVBackbone, BEVBackboneConfig
 from cakdp_ext.detectors.backbones_3d import BackboneFeatures, VoxelBackBone8x, VoxelResBackBone8x
 from cakdp_ext.detectors.build import build_detector
 from cakdp_ext.detectors.center_head import CenterHead, CenterHeadIoU, PartMaps
@@ -11,15 +11,32 @@ from cakdp_ext.detectors.one_stage import CenterPoint, SECONDNet
 from cakdp_ext.detectors.part_a2 import PartA2Net
 from cakdp_ext.detectors.point_head import PointHeadSimple
 from cakdp_ext.detectors.pv_rcnn import PVRCNN, PVRCNNPlusPlus
-from cakdp_ext.detectors.sparse import synchronise_batch_norm
+from cakdp_ext.detectors.registry import (
+    BACKBONES_2D,
+    BACKBONES_3D,
+    DENSE_HEADS,
+    DETECTORS,
+    MAPS_TO_BEV,
+    ROI_HEADS,
+    VOXEL_FEATURES,
+)
+from cakdp_ext.detectors.sparse import VoxelBatchNorm1d, synchronise_batch_norm
 from cakdp_ext.detectors.two_stage import RoiPredictions, TwoStageDetector
 from cakdp_ext.detectors.unet import UNetV2
 from cakdp_ext.detectors.voxel_features import MeanVFE
 from cakdp_ext.detectors.voxel_rcnn import VoxelRCNN
 
 __all__ = [
+    "BACKBONES_2D",
+    "BACKBONES_3D",
+    "DENSE_HEADS",
+    "DETECTORS",
+    "MAPS_TO_BEV",
+    "ROI_HEADS",
+    "VOXEL_FEATURES",
     "AnchorHeadSingle",
     "AnchorHeadSingleIoU",
+    "BEVBackboneConfig",
     "BackboneFeatures",
     "BaseBEVBackbone",
     "CenterHead",
@@ -40,6 +57,7 @@ __all__ = [
     "TwoStageDetector",
     "UNetV2",
     "VoxelBackBone8x",
+    "VoxelBatchNorm1d",
     "VoxelRCNN",
     "VoxelResBackBone8x",
     "build_detector",

@@ -17,6 +17,7 @@ from cakdp_ext.distillation import DistillConfig, FrozenTeacher, require_same_cl
 from cakdp_ext.engine.choice import OPENPCDET, adapter, engine_name
 from cakdp_ext.openpcdet.locate import openpcdet_root
 from cakdp_ext.openpcdet.resolve import resolve
+from cakdp_ext.own_modules import import_modules
 from cakdp_ext.pruning import (
     PruningConfig,
     cut_student_,
@@ -54,9 +55,11 @@ def pruning_config(config: Mapping[str, Any]) -> PruningConfig | None:
 
 
 def load_source_config(source: ModelSource, config_file: str) -> EasyDict:
-    """Read the YAML of a model that another YAML names; OpenPCDet's may lie in its own folders."""
+    """Read the YAML of a model that another YAML names, and its IMPORTS; OpenPCDet's may lie in its own folders."""
     file = source_file(source, config_file)
-    return resolve(file, root=openpcdet_root()) if engine_name() == OPENPCDET else load_config(file)
+    config = resolve(file, root=openpcdet_root()) if engine_name() == OPENPCDET else load_config(file)
+    import_modules(config)
+    return config
 
 
 def source_file(source: ModelSource, config_file: str) -> Path:

@@ -16,6 +16,7 @@ from cakdp_ext.engine.choice import OPENPCDET, engine_name
 from cakdp_ext.engine.runs import RunFolder
 from cakdp_ext.openpcdet.locate import openpcdet_root
 from cakdp_ext.openpcdet.resolve import resolve, with_data_path
+from cakdp_ext.own_modules import import_modules
 from cakdp_ext.types import MissingSpconvError
 
 USER_ERRORS = (ConfigError, CheckpointError, MissingSpconvError, ValueError, OSError, FloatingPointError)
@@ -65,6 +66,7 @@ def load_request(args: argparse.Namespace) -> tuple[EasyDict, RunFolder]:
     """
     config = read_config(args.cfg, args.overrides)
     require_sections(config)
+    import_modules(config)
     return config, RunFolder.of(args.cfg, args.extra_tag, args.output_dir)
 
 

@@ -24,6 +24,7 @@ from cakdp_ext.openpcdet.launch import Job, flags_of, launch, require_openpcdet
 from cakdp_ext.openpcdet.locate import openpcdet_root
 from cakdp_ext.openpcdet.resolve import make_absolute, require_data, resolve
 from cakdp_ext.openpcdet.splits import hold_out, require_infos, split_config
+from cakdp_ext.own_modules import import_modules
 
 ROOT_FLAG = "--openpcdet_root"
 THEIR_SEED = 666
@@ -58,6 +59,7 @@ def drive(script: str, argv: Sequence[str] | None, description: str) -> None:
     run = RunFolder.of(args.cfg, args.extra_tag, Path(args.output_dir).resolve())
     asked = resolve(args.cfg, args.overrides, root)
     require_sections(asked)
+    import_modules(asked)
     config = make_absolute(asked, root)
     require_data(config, root)
     is_main = _rank(words, os.environ) == 0

@@ -14,6 +14,7 @@ from cakdp_ext.distillation import DistillConfig, FrozenTeacher, require_same_cl
 from cakdp_ext.openpcdet.faces import geometry_of, with_faces
 from cakdp_ext.openpcdet.locate import root_if_any
 from cakdp_ext.openpcdet.resolve import places
+from cakdp_ext.own_modules import import_modules
 
 _VOXELIZERS = ("transform_points_to_voxels", "transform_points_to_voxels_placeholder")
 """The second only says how large the voxels are, for networks that sort the points themselves."""
@@ -33,6 +34,7 @@ def build_teacher(distill: DistillConfig, dataset: Any) -> FrozenTeacher:
     """
     config = load_config(distill.teacher.cfg, search=places(root_if_any()))
     require_same_world(config, dataset)
+    import_modules(config)
     known = detectors.__all__
     name = config.MODEL.NAME
     if name not in known:

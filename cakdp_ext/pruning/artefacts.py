@@ -96,7 +96,10 @@ def import_score_table(path: str | Path, graph: ChannelGraph) -> FilterScores:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no score table at {path}")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text: {error}; expected one row a GPU, one number a filter") from error
     rows = [_read_row(line, f"{path}, line {i}", graph) for i, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise ValueError(f"{path} holds no row of scores")

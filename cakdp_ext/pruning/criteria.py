@@ -1,19 +1,19 @@
-"""By what are filters ranked? The paper's criterion and the two that it compares itself with."""
+"""By what are filters chosen? The paper's criterion and those that it compares itself with."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from cakdp_ext.pruning.graph import ChannelGraph
 from cakdp_ext.types import FilterScores
 
-CAPR, RV_CAPR, PROPR = "CaPr", "RV-CaPr", "ProPr"
-CRITERIA = (CAPR, RV_CAPR, PROPR)
-RANKED = (CAPR, RV_CAPR)
+CAPR, RV_CAPR, RV_CAPR_GLOBAL, PROPR = "CaPr", "RV-CaPr", "RV-CaPr-global", "ProPr"
+RANKED = (CAPR, RV_CAPR, RV_CAPR_GLOBAL)
 """Those that ask for scores."""
+CRITERIA = (*RANKED, PROPR)
 
 
 def require_criterion(criterion: object, known: Sequence[str] = CRITERIA) -> None:
@@ -34,15 +34,14 @@ def group_scores(scores: FilterScores, graph: ChannelGraph) -> np.ndarray:
     return np.array([sum(float(scores.values[layer][index]) for layer, index in group) for group in graph.groups])
 
 
-def best_first(scores: FilterScores, graph: ChannelGraph, criterion: str) -> list[int]:
+def best_first(values: np.ndarray, criterion: str) -> list[int]:
     """Sort the numbers of the groups: those that shall stay come first.
 
     Groups are in canonical order, so that among equals the earlier layer, then the earlier filter comes first.
 
     Args:
-        scores: of every filter.
-        graph: of the network.
-        criterion: ``CaPr``: the largest score first; ``RV-CaPr``: the smallest.
+        values: of :func:`group_scores`.
+        criterion: ``CaPr`` and ``RV-CaPr``: the largest score first; ``RV-CaPr-global``: the smallest.
 
     Raises:
         ValueError: for a criterion that ranks nothing.
@@ -50,8 +49,27 @@ def best_first(scores: FilterScores, graph: ChannelGraph, criterion: str) -> lis
     Source: CaKDP (Zhang et al., CVPR 2024), Eq. 5 and section 5.2.
     """
     require_criterion(criterion, RANKED)
-    values = group_scores(scores, graph)
-    return np.argsort(values if criterion == RV_CAPR else -values, kind="stable").tolist()
+    return np.argsort(values if criterion == RV_CAPR_GLOBAL else -values, kind="stable").tolist()
+
+
+def least_of_each_layer(values: np.ndarray, graph: ChannelGraph, kept: Collection[int]) -> set[int]:
+    """Keep as many groups of each layer as before, but those with the smallest scores; among equals the earlier.
+
+    Args:
+        values: of :func:`group_scores`.
+        graph: of the network.
+        kept: numbers of the groups that CaPr keeps.
+
+    Returns:
+        Numbers of groups.
+
+    Source: CaKDP (Zhang et al., CVPR 2024), RV-CaPr of section 5.2 at the costs of Table 6, which are CaPr's.
+    """
+    chosen: set[int] = set()
+    for numbers in _alike(graph):
+        count = sum(number in kept for number in numbers)
+        chosen.update(sorted(numbers, key=lambda number: values[number])[:count])
+    return chosen
 
 
 def same_share_of_each_layer(graph: ChannelGraph, keep_ratio: float, min_filters: int) -> set[int]:
@@ -68,10 +86,15 @@ def same_share_of_each_layer(graph: ChannelGraph, keep_ratio: float, min_filters
     Source: CaKDP (Zhang et al., CVPR 2024), ProPr of section 5.2; in Eq. 2 its metric is a constant, so that nothing
         tells one filter of a layer from another.
     """
+    kept: set[int] = set()
+    for numbers in _alike(graph):
+        kept.update(numbers[: max(int(keep_ratio * len(numbers)), min(min_filters, len(numbers)))])
+    return kept
+
+
+def _alike(graph: ChannelGraph) -> list[list[int]]:
+    """Sort the groups by the layers that they are of: one list a layer, or a set of layers that sums tie together."""
     alike: dict[frozenset[str], list[int]] = defaultdict(list)
     for number, group in enumerate(graph.groups):
         alike[frozenset(layer for layer, _ in group)].append(number)
-    kept: set[int] = set()
-    for numbers in alike.values():
-        kept.update(numbers[: max(int(keep_ratio * len(numbers)), min(min_filters, len(numbers)))])
-    return kept
+    return list(alike.values())

@@ -11,7 +11,16 @@ import numpy as np
 
 from cakdp_ext.config import ModelSource
 from cakdp_ext.pruning.artefacts import architecture_fingerprint
-from cakdp_ext.pruning.criteria import CAPR, PROPR, best_first, require_criterion, same_share_of_each_layer
+from cakdp_ext.pruning.criteria import (
+    CAPR,
+    PROPR,
+    RV_CAPR,
+    best_first,
+    group_scores,
+    least_of_each_layer,
+    require_criterion,
+    same_share_of_each_layer,
+)
 from cakdp_ext.pruning.graph import ChannelGraph
 from cakdp_ext.pruning.score import REMOVALS
 from cakdp_ext.types import FilterScores, PruningPlan
@@ -27,8 +36,9 @@ class PruningConfig:
         keep_ratio: share of all filters that stays, in (0, 1]; the paper's 1 - eta.
         student: the trained network that is scored and cut.
         min_filters: how many filters every layer keeps at least; 0 makes an emptied layer an error.
-        criterion: ``CaPr``: the largest scores of all layers together stay; ``RV-CaPr``: the smallest; ``ProPr``: the
-            same share of each layer, whatever the scores.
+        criterion: ``CaPr``: the largest scores of all layers together stay; ``RV-CaPr``: as many of each layer, but its
+            smallest; ``RV-CaPr-global``: the smallest of all layers together; ``ProPr``: the same share of each layer,
+            whatever the scores.
         removal: what "without this filter" means while scoring: ``channel`` or ``zero_weight``.
         scores: score file to plan from; None stands for the run folder's own.
         plan: plan file to cut by; None stands for the run folder's own.
@@ -91,7 +101,8 @@ def plan_from_scores(
         scores: of every prunable filter of ``graph``.
         graph: of the network that is cut.
         keep_ratio: in (0, 1].
-        criterion: ``CaPr``, or ``RV-CaPr``, which keeps the smallest scores in place of the largest.
+        criterion: ``CaPr``, or one that keeps the smallest scores in place of the largest: ``RV-CaPr`` of each layer as
+            many as CaPr does, ``RV-CaPr-global`` of all layers together.
         min_filters: the first that many filters of each layer stay anyway (all of a layer that has fewer), and the rest
             of the number is filled up; 0 makes an emptied layer an error.
         source: what else reports shall say about the plan's origin; values must fit into JSON.
@@ -107,7 +118,8 @@ def plan_from_scores(
     """
     _require_ratio(keep_ratio)
     _require_scores(scores, graph)
-    ranked = best_first(scores, graph, criterion)
+    values = group_scores(scores, graph)
+    ranked = best_first(values, criterion)
     quota = int(keep_ratio * len(ranked))
     kept = _guaranteed(ranked, graph, min_filters)
     if len(kept) > quota:
@@ -117,6 +129,8 @@ def plan_from_scores(
         )
     rest = [number for number in ranked if number not in kept]
     kept.update(rest[: quota - len(kept)])
+    if criterion == RV_CAPR:
+        kept = least_of_each_layer(values, graph, kept)
     return _plan(graph, kept, {
         "criterion": criterion,
         "keep_ratio": float(keep_ratio),

@@ -228,6 +228,26 @@ def test_encoding_a_scene_does_not_propose(teacher, make_batch, small_geometry, 
     assert encoded.predictions.boxes.shape[1] == len(teacher.sites.anchors)
 
 
+def test_its_own_rois_are_those_of_an_evaluation_and_know_their_anchors(teacher, make_batch, small_geometry):
+    batch, judged = make_batch(small_geometry), []
+    teacher.eval().roi_head.register_forward_hook(lambda _, args, output: judged.append((args[1], output.cls_logits)))
+    with torch.no_grad():
+        teacher(batch)
+        encoded = teacher.encode(batch)
+        found = teacher.propose(encoded)
+        logits = teacher.refine(encoded, found.rois)
+    (rois, expected), _ = judged
+    assert_close(found.rois, rois)
+    assert_close(logits, expected)
+    assert found.is_valid.sum() > 5
+    for frame, slot in found.is_valid.nonzero().tolist():
+        anchor = found.indices[frame, slot]
+        assert_close(found.rois[frame, slot], encoded.predictions.boxes[frame, anchor])
+        assert found.labels[frame, slot] == encoded.predictions.cls_logits[frame, anchor].argmax()
+    with pytest.raises(RuntimeError, match="rois of an evaluation"):
+        teacher.train().propose(encoded)
+
+
 def test_refined_boxes_move_with_the_roi(teacher):
     """A residual of one BEV diagonal along the roi's x axis and a quarter turn, at a roi that looks along +y."""
     head = teacher.roi_head

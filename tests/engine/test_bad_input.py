@@ -244,10 +244,18 @@ def test_teacher_with_other_anchors(compressed, tmp_path):
 
 
 def test_teacher_with_other_classes(compressed, tmp_path):
-    cfg = compressed.variant("voxel_rcnn", tmp_path, {"CLASS_NAMES": ["Car", "Cyclist", "Pedestrian"]})
+    cfg = compressed.variant("voxel_rcnn", tmp_path, {"CLASS_NAMES": ["Car", "Van", "Pedestrian"]})
     error = teach(compressed, cfg).error
-    assert f"{cfg} knows the classes ['Car', 'Cyclist', 'Pedestrian']" in error
-    assert "they must be the same, in the same order" in error
+    assert f"{cfg} does not know Cyclist" in error
+    assert "does not know Van" in error
+    assert "both must list the same classes, in any order" in error
+
+
+def test_student_of_the_cut_with_its_classes_in_another_order(compressed, tmp_path):
+    cfg = compressed.variant("second", tmp_path, {"CLASS_NAMES": ["Car", "Cyclist", "Pedestrian"]})
+    outcome = compressed.command("prune", "second_cakdp", "--set", "MODEL.PRUNING.STUDENT.CFG", cfg, tag="bad")
+    assert f"{cfg} knows the classes ['Car', 'Cyclist', 'Pedestrian']" in outcome.error
+    assert "they must be the same, in the same order" in outcome.error
 
 
 def test_teacher_with_another_range(compressed, tmp_path):

@@ -97,6 +97,10 @@ class Lesson:
     def encode(self, scene):
         return self.teacher.encode(scene)
 
+    def propose(self, encoded):
+        self.found = self.teacher.propose(encoded)
+        return self.found
+
     def refine(self, encoded, rois):
         self.rois, self.logits = rois, self.teacher.refine(encoded, rois)
         return self.logits
@@ -129,6 +133,27 @@ def test_loss_pulls_the_representatives_to_the_second_stage(name, changes, taugh
     assert lesson.logged["distill_loss"] == pytest.approx(3.0 * sum(per_frame) / 2, rel=1e-5)
     assert lesson.answer["loss"].item() == pytest.approx(lesson.task_loss + lesson.logged["distill_loss"], rel=1e-5)
     assert {"hm_loss_head_0", "loc_loss_head_0", "iou_loss", "num_representatives", "rpn_loss"} <= set(lesson.logged)
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_the_teachers_own_rois_pull_the_cells_that_they_lie_in(name, taught, frames):
+    model = taught(name, ALPHA=3.0, METHOD="TKD")
+    lesson = Lesson(model, frames)
+    centers, losses = lesson.student_sites.centers, []
+    assert torch.equal(lesson.rois, lesson.found.rois)
+    for frame in range(2):
+        gaps = []
+        for number in range(lesson.rois.shape[1]):
+            offset = (centers - lesson.rois[frame, number, :2]).abs()
+            held = (offset <= small_models.VOXEL[0] * lesson.student_sites.stride / 2).all(dim=1)
+            if lesson.found.is_valid[frame, number] and held.any():
+                said = lesson.predictions.cls_logits[frame, held, lesson.found.labels[frame, number]]
+                assert len(said) == 1
+                gaps.append((said - lesson.logits[frame, number]).item() ** 2)
+        assert len(gaps) > 3
+        losses.append(sum(gaps) / len(gaps))
+    assert lesson.logged["distill_loss"] == pytest.approx(3.0 * sum(losses) / 2, rel=1e-4)
+    assert lesson.answer["loss"].item() == pytest.approx(lesson.task_loss + lesson.logged["distill_loss"], rel=1e-5)
 
 
 def test_every_parameter_learns_and_the_teacher_does_not(taught, frames):

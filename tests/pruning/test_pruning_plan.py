@@ -147,29 +147,53 @@ def test_a_groups_score_is_the_sum_over_it_and_counts_once():
     assert plan_from_scores(scores, graph, 0.34).keep_indices == {"a": (1,), "b": (1,), "c": (0,)}
 
 
-def test_the_reverse_keeps_the_smallest_scores():
+def test_the_global_reverse_keeps_the_smallest_scores():
     scores, graph = scores_of(a=[0.1, 0.9, 0.3], b=[0.8, 0.2, 0.3]), graph_of(a=3, b=3)
-    plan = plan_from_scores(scores, graph, 0.5, criterion="RV-CaPr")
+    plan = plan_from_scores(scores, graph, 0.5, criterion="RV-CaPr-global")
     assert plan.keep_indices == {"a": (0, 2), "b": (1,)}  # among equals the earlier layer
-    assert plan.source["criterion"] == "RV-CaPr"
-    kept = plan_from_scores(scores, graph, 4 / 6, criterion="RV-CaPr", min_filters=2).keep_indices
+    assert plan.source["criterion"] == "RV-CaPr-global"
+    kept = plan_from_scores(scores, graph, 4 / 6, criterion="RV-CaPr-global", min_filters=2).keep_indices
     assert kept == {"a": (0, 2), "b": (1, 2)}
+
+
+def test_the_reverse_has_the_papers_widths_and_the_wrong_filters():
+    graph = both(graph_of(a=3, b=4), tied(c=2, d=2))
+    scores = scores_of(a=[0.1, 0.9, 0.3], b=[0.8, 0.2, 0.2, 0.7], c=[0.4, 0.1], d=[0.4, 0.0])
+    assert plan_from_scores(scores, graph, 0.5).keep_indices == {"a": (1,), "b": (0, 3), "c": (0,), "d": (0,)}
+    plan = plan_from_scores(scores, graph, 0.5, criterion="RV-CaPr")
+    assert plan.keep_indices == {"a": (0,), "b": (1, 2), "c": (1,), "d": (1,)}
+    assert plan.source["criterion"] == "RV-CaPr"
+
+
+def numbered(widths, seed):
+    """Layers of different scores, each with one below and one above all others, so that none is emptied."""
+    names, total = {f"layer{i}": n for i, n in enumerate(widths)}, sum(widths)
+    shuffled = iter(np.random.default_rng(seed).permutation(total).tolist())
+    scores = scores_of(**{name: [*[next(shuffled) for _ in range(n)], -1, total] for name, n in names.items()})
+    return scores, graph_of(**{name: n + 2 for name, n in names.items()})
 
 
 @settings(max_examples=30, deadline=None)
 @given(widths=st.lists(st.integers(2, 9), min_size=1, max_size=4), seed=st.integers(0, 99))
-def test_the_reverse_keeps_just_what_the_criterion_removes(widths, seed):
-    names = {f"layer{i}": n for i, n in enumerate(widths)}
-    rng, total = np.random.default_rng(seed), sum(widths)
-    shuffled = iter(rng.permutation(total).tolist())
-    scores = scores_of(**{name: [*[next(shuffled) for _ in range(n)], -1, total] for name, n in names.items()})
-    graph, total = graph_of(**{name: n + 2 for name, n in names.items()}), total + 2 * len(names)
-    kept = []
-    for criterion, number in (("CaPr", total // 2), ("RV-CaPr", total - total // 2)):
+def test_the_global_reverse_keeps_just_what_the_criterion_removes(widths, seed):
+    scores, graph = numbered(widths, seed)
+    total, kept = graph.num_filters, []
+    for criterion, number in (("CaPr", total // 2), ("RV-CaPr-global", total - total // 2)):
         plan = plan_from_scores(scores, graph, (number + 0.5) / total, criterion=criterion)
         kept.append({(name, i) for name, keep in plan.keep_indices.items() for i in keep})
     assert not kept[0] & kept[1]
     assert len(kept[0] | kept[1]) == total
+
+
+@settings(max_examples=30, deadline=None)
+@given(widths=st.lists(st.integers(2, 9), min_size=1, max_size=4), seed=st.integers(0, 99), ratio=st.floats(0.5, 1.0))
+def test_the_reverse_removes_the_largest_of_each_layer(widths, seed, ratio):
+    scores, graph = numbered(widths, seed)
+    plans = [plan_from_scores(scores, graph, ratio, criterion=criterion) for criterion in ("CaPr", "RV-CaPr")]
+    for name, values in scores.values.items():
+        best, least = (plan.keep_indices[name] for plan in plans)
+        assert len(best) == len(least)
+        assert list(least) == sorted(np.argsort(values, kind="stable")[: len(best)].tolist())
 
 
 def test_a_share_of_each_layer_needs_no_scores():
@@ -203,7 +227,7 @@ def test_layers_that_a_sum_ties_keep_the_same_filters():
 
 
 def test_only_criteria_that_rank_can_plan_from_scores():
-    with pytest.raises(ValueError, match="CRITERION must be one of CaPr, RV-CaPr, got 'ProPr'"):
+    with pytest.raises(ValueError, match="CRITERION must be one of CaPr, RV-CaPr, RV-CaPr-global, got 'ProPr'"):
         plan_from_scores(scores_of(a=[1.0, 2.0]), graph_of(a=2), 0.5, criterion="ProPr")
 
 
@@ -254,8 +278,12 @@ def test_config_reads_a_pruning_section():
     ("key", "value", "message"),
     [
         ("KEEP_RATIO", 50, "KEEP_RATIO must be a number above 0 and at most 1, got 50"),
-        ("CRITERION", "RD-CaPr", "one of CaPr, RV-CaPr, ProPr, got 'RD-CaPr'; .* is CaPr with INITIAL_WEIGHTS: random"),
-        ("CRITERION", None, "CRITERION must be one of CaPr, RV-CaPr, ProPr, got None"),
+        (
+            "CRITERION",
+            "RD-CaPr",
+            "one of CaPr, RV-CaPr, RV-CaPr-global, ProPr, got 'RD-CaPr'; .* is CaPr with INITIAL_WEIGHTS: random",
+        ),
+        ("CRITERION", None, "CRITERION must be one of CaPr, RV-CaPr, RV-CaPr-global, ProPr, got None"),
         ("REMOVAL", "weights", "REMOVAL must be one of channel, zero_weight"),
         ("INITIAL_WEIGHTS", "zero", "INITIAL_WEIGHTS must be one of inherited, random"),
         ("MIN_FILTERS", -1, "MIN_FILTERS must be a whole number of at least 0"),

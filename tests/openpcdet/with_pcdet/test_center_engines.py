@@ -105,6 +105,20 @@ def test_a_distilled_step_of_the_compact_student_is_the_same(both, compact, labe
     assert_same_gradients(theirs, ours)
 
 
+@pytest.mark.parametrize("method", ["TKD", "TSKD"])
+def test_the_teachers_own_rois_teach_a_student_of_centers_alike(both, compact, openpcdet, method):
+    theirs, ours, config = compact(True, "MODEL.DISTILL.METHOD", method)
+    teacher = build_teacher(config, both.geometry, torch.device("cpu"))
+    losses, logged, _ = theirs(both.batch_dict())
+    wanted = TrainingStep(ours, ours, teacher, distill_config(config))(both.batch())
+    assert logged["distill_loss"] == pytest.approx(wanted["distill_loss"].item(), rel=1e-4)
+    assert logged["distill_loss"] > 1e-4
+    assert logged["num_representatives"] > 10
+    losses["loss"].backward()
+    sum(wanted.values()).backward()
+    assert_same_gradients(theirs, ours)
+
+
 @pytest.mark.parametrize("delta", [0.0, 0.3, 0.999])
 def test_the_mask_leaves_the_same_detections(both, compact, delta):
     theirs, ours, _ = compact(False, "MODEL.POST_PROCESSING.IOU_REFINEMENT.DELTA", delta)
