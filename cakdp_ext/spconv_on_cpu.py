@@ -1,10 +1,10 @@
 """The one door to spconv: finds it and cures its faults on CPU.
 
-spconv 2.3.8 runs on CPU but for five slips: its backward pass asks for the current CUDA stream whatever the device, a
+spconv 2.3.8 runs on CPU but for six slips: its backward pass asks for the current CUDA stream whatever the device, a
 convolution with a bias refuses to run in eval mode, a build for CUDA chooses an algorithm that knows no CPU tensors,
-under autocast it hands its kernels numbers that they do not know, and with more than one thread some rows of a
-convolution come out wrong, others each time. All are cured from outside; what spconv does with CUDA tensors stays as
-it is.
+under autocast it hands its kernels numbers that they do not know, with more than one thread some rows of a convolution
+come out wrong, others each time, and the voxels of a strided convolution do not come frame after frame, on which
+OpenPCDet's PV-RCNN relies. All are cured from outside; what spconv does with CUDA tensors stays as it is.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def cure_cpu_faults() -> None:
     ops.get_current_stream = _once(ops.get_current_stream, _stream_or_zero)
     base = conv.SparseConvolutionBase
     base._conv_forward = _once(base._conv_forward, _conv_forward_on_any_device)
-    for name in ("get_indice_pairs", "indice_conv", "indice_conv_backward"):
+    ops.get_indice_pairs = _once(ops.get_indice_pairs, lambda f: _frame_after_frame(_single_threaded_on_cpu(f)))
+    for name in ("indice_conv", "indice_conv_backward"):
         setattr(ops, name, _once(getattr(ops, name), _single_threaded_on_cpu))
 
 
@@ -90,6 +91,21 @@ def _single_threaded_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
             torch.set_num_threads(threads)
 
     return run
+
+
+def _frame_after_frame(get_indice_pairs: Callable[..., Any]) -> Callable[..., Any]:
+    """Let the rulebook of a convolution on CPU list the voxels that come out frame after frame, else as it did."""
+
+    def ordered(indices: Tensor, *rest: Any, **kw: Any) -> tuple[Tensor, Tensor, Tensor]:
+        out_indices, pairs, counts = get_indice_pairs(indices, *rest, **kw)
+        if indices.is_cuda or bool((out_indices[1:, 0] >= out_indices[:-1, 0]).all()):
+            return out_indices, pairs, counts
+        order = torch.argsort(out_indices[:, 0], stable=True)
+        place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
+        targets = torch.where(pairs[1] >= 0, place[pairs[1].clamp(min=0).long()].to(pairs), pairs[1])
+        return out_indices[order], torch.stack((pairs[0], targets)), counts
+
+    return ordered
 
 
 @contextlib.contextmanager

@@ -69,3 +69,28 @@ def test_convolution_under_autocast_computes_in_float32(given):
     found.sum().backward()
     assert conv.weight.grad.isfinite().all()
     assert features.grad.dtype == given
+
+
+@pytest.mark.parametrize("key", [None, "down"])
+def test_voxels_of_a_strided_convolution_come_frame_after_frame(key):
+    """OpenPCDet's set abstraction counts the voxels of each frame and takes them in order."""
+    spconv = spconv_on_cpu.load_spconv()
+    spconv_on_cpu.cure_cpu_faults()
+    torch.manual_seed(0)
+    down = spconv.SparseConv3d(3, 4, 3, stride=2, padding=1, bias=False, indice_key=key)
+    dense = torch.zeros(3, 3, 8, 8, 8)
+    coords = torch.cat([torch.nonzero(torch.rand(3, 8, 8, 8) < 0.1)]).int()
+    features = torch.randn(len(coords), 3, requires_grad=True)
+    frame, z, y, x = coords.long().unbind(1)
+    out = down(spconv.SparseConvTensor(features, coords, [8, 8, 8], 3))
+    assert (out.indices[1:, 0] >= out.indices[:-1, 0]).all()
+    filled = dense.index_put((frame, torch.arange(3)[:, None], z, y, x), features.t())
+    expected = torch.nn.functional.conv3d(filled, down.weight.permute(0, 4, 1, 2, 3), stride=2, padding=1)
+    torch.testing.assert_close(out.dense(), expected, atol=1e-5, rtol=1e-5)
+    weights = torch.randn(expected.shape)
+    (grad,) = torch.autograd.grad((out.dense() * weights).sum(), features, retain_graph=True)
+    (wanted,) = torch.autograd.grad((expected * weights).sum(), features)
+    torch.testing.assert_close(grad, wanted, atol=1e-5, rtol=1e-5)
+    if key:
+        up = spconv.SparseInverseConv3d(4, 2, 3, indice_key=key, bias=False)
+        assert torch.equal(up(out).indices, coords)

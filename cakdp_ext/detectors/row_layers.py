@@ -33,6 +33,20 @@ class RowConv1d(nn.Conv1d):
         return F.linear(input, self.weight.squeeze(-1), self.bias)
 
 
+class RowBatchNorm1d(VoxelBatchNorm1d):
+    """Batch norm over very many rows that keeps float32's precision in training.
+
+    PyTorch adds up the rows of a matrix one by one in float32 on CPU; the columns of a transposed one it adds up in
+    float64.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise ``(R, C)`` features."""
+        if not self.training or input.is_cuda or len(input) < 2:
+            return super().forward(input)
+        return nn.BatchNorm1d.forward(self, input.t().contiguous().unsqueeze(0)).squeeze(0).t()
+
+
 class RowConv2d(nn.Conv2d):
     """A 1x1 convolution without bias over rows of one pixel, computed as the matrix product that it is.
 
@@ -77,7 +91,7 @@ def hidden_layers(layer: Callable[[int, int], nn.Module], in_features: int, widt
     """
     layers: list[nn.Module] = []
     for width in widths:
-        layers += [layer(in_features, width), VoxelBatchNorm1d(width), nn.ReLU()]
+        layers += [layer(in_features, width), RowBatchNorm1d(width), nn.ReLU()]
         in_features = width
     return nn.Sequential(*layers)
 

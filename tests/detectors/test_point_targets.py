@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from conftest import random_objects
 from torch.testing import assert_close
 
 from cakdp_ext.detectors.point_targets import BACKGROUND, IGNORE, assign_points, part_locations
@@ -12,9 +11,9 @@ from cakdp_ext.detectors.point_targets import BACKGROUND, IGNORE, assign_points,
 WIDTH = (0.4, 0.2, 0.6)
 
 
-def crowd(geometry, frames=2, count=400):
-    """Points in, just outside of and far from the objects of every frame, frame after frame."""
-    boxes, labels = random_objects(geometry, frames, 8, seed=3)
+def crowd(geometry, boxes, count=400):
+    """Points in, just outside of and far from the first six objects of every frame, frame after frame."""
+    frames = len(boxes)
     random = torch.Generator().manual_seed(1)
     low, high = torch.tensor(geometry.point_cloud_range[:3]), torch.tensor(geometry.point_cloud_range[3:])
     anywhere = low + torch.rand(frames, 50, 3, generator=random) * (high - low)
@@ -24,7 +23,7 @@ def crowd(geometry, frames=2, count=400):
     cos, sin = of[..., 6].cos(), of[..., 6].sin()
     turned = [local[..., 0] * cos - local[..., 1] * sin, local[..., 0] * sin + local[..., 1] * cos, local[..., 2]]
     near = torch.stack(turned, dim=-1) + of[..., :3]
-    return torch.cat([near, anywhere], dim=1).flatten(0, 1), torch.full((frames,), count + 50), boxes, labels
+    return torch.cat([near, anywhere], dim=1).flatten(0, 1), torch.full((frames,), count + 50)
 
 
 def in_own_axes(point, box) -> list[float]:
@@ -55,8 +54,10 @@ def plainly(xyz, counts, boxes, labels) -> list[tuple[int, list[float]]]:
     return found
 
 
-def test_labels_and_part_locations_agree_with_plain_loops(small_geometry, device):
-    xyz, counts, boxes, labels = crowd(small_geometry)
+def test_labels_and_part_locations_agree_with_plain_loops(make_batch, small_geometry, device):
+    batch = make_batch(small_geometry, voxels=1, objects=8, seed=3)
+    boxes, labels = batch.gt_boxes, batch.gt_labels
+    xyz, counts = crowd(small_geometry, boxes)
     targets = assign_points(xyz.to(device), counts.to(device), boxes.to(device), labels.to(device), WIDTH)
     expected = plainly(xyz, counts, boxes, labels)
     assert targets.labels.tolist() == [label for label, _ in expected]

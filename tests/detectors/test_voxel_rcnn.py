@@ -414,7 +414,7 @@ def change(cfg: dict, dotted: str, value) -> dict:
     ("dotted", "value", "message"),
     [
         ("ROI_HEAD", None, "MODEL needs a section ROI_HEAD with a NAME, got None"),
-        ("ROI_HEAD.NAME", "PVRCNNHead", "unknown ROI_HEAD NAME 'PVRCNNHead'; known names: .*VoxelRCNNHead"),
+        ("ROI_HEAD.NAME", "PointRCNNHead", "unknown ROI_HEAD NAME 'PointRCNNHead'; known names: .*VoxelRCNNHead"),
         ("ROI_HEAD.CLASS_AGNOSTIC", False, "CLASS_AGNOSTIC must be True"),
         ("ROI_HEAD.DP_RATE", 0.3, "unknown key DP_RATE in MODEL.ROI_HEAD; valid keys: NMS_CONFIG"),
         ("ROI_HEAD.LOSS_CONFIG.CLS_LOSS", "CrossEntropy", "CLS_LOSS must be BinaryCrossEntropy"),

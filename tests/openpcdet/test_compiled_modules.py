@@ -230,6 +230,18 @@ def test_roi_aware_pooling_and_its_gradient(device, method):
     torch.testing.assert_close(grad_in, wanted_grad)
 
 
+@pytest.mark.parametrize("method", [0, 1])
+def test_roi_aware_pooling_of_no_point_and_its_gradient(device, method):
+    rois = torch.tensor([[0, 0, 0, 4, 2, 2, 0.0]], device=device)
+    nothing, pooled = torch.zeros(0, 3, device=device), torch.ones(1, 2, 2, 2, 3, device=device)
+    argmax = torch.full(pooled.shape, 9, dtype=torch.int32, device=device)
+    table = torch.full((1, 2, 2, 2, 4), 9, dtype=torch.int32, device=device)
+    roiaware_pool3d_cuda.forward(rois, nothing, nothing, argmax, table, pooled, method)
+    roiaware_pool3d_cuda.backward(table, argmax, torch.ones_like(pooled), nothing, method)
+    assert not pooled.any()
+    assert not table.any()
+
+
 @pytest.mark.parametrize("neighbor_type", [0, 1], ids=["cube", "ball"])
 def test_local_neighbours_and_their_three_nearest(clouds, device, neighbor_type):
     xyz, counts, queries, query_counts = clouds

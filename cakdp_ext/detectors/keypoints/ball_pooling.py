@@ -47,4 +47,5 @@ class BallPooling(Aggregation):
         grouped = ops.group_points(known, index.masked_fill(empty.unsqueeze(1), nothing)).transpose(1, 2)
         centers = F.pad(xyz.masked_fill(empty.unsqueeze(1), 0.0), (0, known.shape[1] - 3))
         rows = (grouped - centers.unsqueeze(1)).flatten(0, 1)
-        return mlp(rows).view(*index.shape, -1).max(dim=1).values
+        lifted = mlp(rows)
+        return lifted.view(*index.shape, lifted.shape[1]).max(dim=1).values

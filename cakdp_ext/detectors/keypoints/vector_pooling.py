@@ -11,8 +11,7 @@ from cakdp_ext.config import ConfigError
 from cakdp_ext.detectors.keypoints.aggregation import Aggregation
 from cakdp_ext.detectors.keypoints.aggregation_config import VectorGroupConfig, VectorPoolingConfig
 from cakdp_ext.detectors.point_features import PointFeatures
-from cakdp_ext.detectors.row_layers import GroupedRowConv1d, RowConv1d, hidden_layers
-from cakdp_ext.detectors.sparse import VoxelBatchNorm1d
+from cakdp_ext.detectors.row_layers import GroupedRowConv1d, RowBatchNorm1d, RowConv1d, hidden_layers
 
 REACH = 2.0
 """Points up to so many times the cube's half width away are looked at for the three nearest to a cell."""
@@ -73,7 +72,7 @@ class DividedSpace(nn.Module):
         positions = 9 if self.kind == "local_interpolation" else 3
         local = config.num_channels_of_local_aggregation
         conv = GroupedRowConv1d(group.num_cells, positions + width, local)
-        self.separate_local_aggregation_layer = nn.Sequential(conv, VoxelBatchNorm1d(conv.out_channels), nn.ReLU())
+        self.separate_local_aggregation_layer = nn.Sequential(conv, RowBatchNorm1d(conv.out_channels), nn.ReLU())
         self.post_mlps = hidden_layers(RowConv1d, conv.out_channels, group.post_mlps)
 
     def forward(self, source: PointFeatures, xyz: Tensor, counts: Tensor) -> Tensor:
@@ -97,7 +96,9 @@ class DividedSpace(nn.Module):
         closeness = 1.0 / (squared.sqrt() + NEAR)
         weights = closeness / closeness.sum(dim=-1, keepdim=True).clamp(min=NEAR)
         known = F.pad(source.features, (0, 0, 0, 1))
-        features = ops.three_interpolate(known, index.flatten(0, 1), weights.flatten(0, 1)).view(*index.shape[:2], -1)
+        features = ops.three_interpolate(known, index.flatten(0, 1), weights.flatten(0, 1)).unflatten(
+            0, index.shape[:2]
+        )
         offsets = (centers.unsqueeze(2) - F.pad(source.xyz, (0, 0, 0, 1))[index]).flatten(2).masked_fill(is_empty, 0.0)
         return torch.cat((features, offsets), dim=2)
 

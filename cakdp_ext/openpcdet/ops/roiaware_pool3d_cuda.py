@@ -64,6 +64,8 @@ def forward(
 
 def backward(point_indices: Tensor, argmax: Tensor, grad_out: Tensor, grad_in: Tensor, pool_method: int) -> int:
     """Add to ``grad_in (N, C)`` what ``grad_out (R, X, Y, Z, C)`` says about each point; the rest as in forward."""
+    if len(grad_in) == 0:
+        return 1  # no point, nothing to add to, and no row that an empty cell could name
     channels = grad_in.shape[1]
     grad = grad_out.reshape(-1, channels)
     if pool_method == 0:
