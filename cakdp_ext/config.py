@@ -187,6 +187,21 @@ def from_node(cls: type[T], node: Mapping[str, Any] | None, where: str) -> T:
         raise ConfigError(f"{where}: {error}") from error
 
 
+def required(data_cfg: Mapping[str, Any], key: str, mode: str | None = None) -> Any:
+    """Give the value of a key of ``DATA_CONFIG``, or of its entry for ``train`` or ``test``.
+
+    Raises:
+        ConfigError: where there is none.
+    """
+    if key not in data_cfg:
+        raise ConfigError(f"DATA_CONFIG has no {key}")
+    if mode is None:
+        return data_cfg[key]
+    if mode not in data_cfg[key]:
+        raise ConfigError(f"{key} has no entry {mode!r}; it has {', '.join(data_cfg[key]) or 'none'}")
+    return data_cfg[key][mode]
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
     """Where a trained model comes from.

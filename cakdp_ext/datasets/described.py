@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cakdp_ext.config import ConfigError
+from cakdp_ext.config import ConfigError, required
 from cakdp_ext.datasets.augmentation import Augmentor, build_augmentors
 from cakdp_ext.datasets.frame import Frame, RawFrame
 from cakdp_ext.datasets.ground_truth_sampling import GroundTruthSampler
@@ -174,21 +174,6 @@ class DescribedFrames(ABC):
 def wrap_angle(angle: np.ndarray) -> np.ndarray:
     """Bring angles into ``[-pi, pi)``."""
     return angle - np.floor(angle / (2 * np.pi) + 0.5) * (2 * np.pi)
-
-
-def required(data_cfg: Mapping[str, Any], key: str, mode: str | None = None) -> Any:
-    """Give the value of a key, or of its entry for ``train`` or ``test``.
-
-    Raises:
-        ConfigError: where there is none.
-    """
-    if key not in data_cfg:
-        raise ConfigError(f"DATA_CONFIG has no {key}")
-    if mode is None:
-        return data_cfg[key]
-    if mode not in data_cfg[key]:
-        raise ConfigError(f"{key} has no entry {mode!r}; it has {', '.join(data_cfg[key]) or 'none'}")
-    return data_cfg[key][mode]
 
 
 def _check_items(items: Sequence[str]) -> None:

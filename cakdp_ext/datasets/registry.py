@@ -17,6 +17,10 @@ class LidarDataset(Protocol):
 
     ``dataset[index]`` is ``dataset[(0, index)]``; ``dataset[(epoch, index)]`` depends on nothing but the data set's
     seed, the epoch and the index, so that workers, restarts and batch sizes change no frame.
+
+    What a data set may have beside: ``segment_ids``, the name of each frame's segment, where frames come in sequences
+    (whole segments are then held out of training); ``eval_metric``, a key of ``EVALUATIONS``, KITTI's without it;
+    ``evaluate(annotations)``, an evaluation of its own; ``collate``, a batch of its own.
     """
 
     class_names: tuple[str, ...]

@@ -23,6 +23,7 @@ from cakdp_ext.engine.train import TrainRequest, plan_file
 from cakdp_ext.openpcdet.launch import Job, flags_of, launch, require_openpcdet
 from cakdp_ext.openpcdet.locate import openpcdet_root
 from cakdp_ext.openpcdet.resolve import make_absolute, require_data, resolve
+from cakdp_ext.openpcdet.segments import require_evaluation
 from cakdp_ext.openpcdet.splits import hold_out, require_infos, split_config
 from cakdp_ext.own_modules import import_modules
 
@@ -102,7 +103,16 @@ def _train(
         if not _has(words, "--ckpt"):
             require_same_settings(asked, run)
         run.create(asked)
-    _start(Job(root, "train", config, run.path, words, tests), run)
+    _start(Job(root, "train", config, run.path, words, tests and _can_be_tested(config)), run)
+
+
+def _can_be_tested(config: EasyDict) -> bool:
+    try:
+        require_evaluation(config)
+    except ConfigError as error:
+        LOG.warning("nothing is tested after the training: %s", error)
+        return False
+    return True
 
 
 def _start(job: Job, run: RunFolder) -> None:
@@ -177,6 +187,7 @@ def _prepare_training(config: EasyDict, run: RunFolder) -> EasyDict:
 
 
 def _prepare_test(config: EasyDict, run: RunFolder, args: Namespace) -> EasyDict:
+    require_evaluation(config)
     config = _for_testing(config, args.split, run.path / "data")
     require_infos(config, "test")
     return config

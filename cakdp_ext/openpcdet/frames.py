@@ -15,6 +15,7 @@ from cakdp_ext.openpcdet.batches import OpenPCDetBatch, to_batch
 from cakdp_ext.openpcdet.faces import geometry_of
 from cakdp_ext.openpcdet.locate import openpcdet_root
 from cakdp_ext.openpcdet.resolve import make_absolute
+from cakdp_ext.openpcdet.segments import require_evaluation
 from cakdp_ext.openpcdet.splits import require_infos, split_config
 from cakdp_ext.types import Batch, Detections, Evaluation, LidarGeometry
 
@@ -41,7 +42,7 @@ def build_split(config: Mapping[str, Any], split: str) -> OpenPCDetFrames:
     dataset = known[data_cfg.DATASET](
         dataset_cfg=data_cfg, class_names=list(tree.CLASS_NAMES), training=False, logger=LOG
     )
-    frames = OpenPCDetFrames(dataset, split)
+    frames = OpenPCDetFrames(dataset, split, config=tree)
     if not len(frames):
         raise ConfigError(f"split {split} of {data_cfg.DATA_PATH} has no frames; look at its info files")
     return frames
@@ -54,11 +55,15 @@ class OpenPCDetFrames:
         dataset: made for testing.
         split: its name.
         indices: which of its frames, in order; None takes all.
+        config: the whole configuration, whose ``EVAL_METRIC`` names the evaluation.
     """
 
     training = False
 
-    def __init__(self, dataset: Any, split: str, indices: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, dataset: Any, split: str, indices: Sequence[int] | None = None, config: Mapping[str, Any] | None = None
+    ) -> None:
+        self.config = config or {"DATA_CONFIG": dataset.dataset_cfg}
         self.dataset, self.split = dataset, split
         self.class_names = tuple(dataset.class_names)
         self._infos = _infos_of(dataset)
@@ -89,7 +94,7 @@ class OpenPCDetFrames:
     def subset(self, frame_ids: Sequence[str]) -> OpenPCDetFrames:
         """Give these frames only, in the order given."""
         place = dict(zip(self.frame_ids, self._indices, strict=True))
-        return OpenPCDetFrames(self.dataset, self.split, [place[frame] for frame in frame_ids])
+        return OpenPCDetFrames(self.dataset, self.split, [place[frame] for frame in frame_ids], self.config)
 
     def to_annotations(self, batch: Batch, detections: Sequence[Detections]) -> list[dict[str, Any]]:
         """Express detections in the terms of the data set's evaluation."""
@@ -105,8 +110,9 @@ class OpenPCDetFrames:
         """Give the labels of every frame as its info file has them.
 
         Raises:
-            ConfigError: for a split without labels.
+            ConfigError: for a split without labels, or where an evaluation lacks what it imports.
         """
+        require_evaluation(self.config)
         infos = [self._infos[index] for index in self._indices]
         if not all("annos" in info for info in infos):
             raise ConfigError(f"split {self.split} has no labels; it cannot be evaluated")
@@ -120,9 +126,14 @@ class OpenPCDetFrames:
         """
         if len(annotations) != len(self.dataset):
             raise ValueError(f"{len(self.dataset)} frames are evaluated together, got {len(annotations)}")
-        metric = self.dataset.dataset_cfg.get("EVAL_METRIC", "kitti")
+        metric = self.config.get("MODEL", {}).get("POST_PROCESSING", {}).get("EVAL_METRIC", "kitti")
         text, metrics = self.dataset.evaluation(list(annotations), list(self.class_names), eval_metric=metric)
-        return Evaluation({name: float(value) for name, value in metrics.items()}, text or "")
+        return Evaluation({name: float(value) * _to_percent(name) for name, value in metrics.items()}, text or "")
+
+
+def _to_percent(metric: str) -> float:
+    """Give what turns a metric into percent: Waymo's are shares of 1, the others percent already."""
+    return 100.0 if metric.startswith("OBJECT_TYPE_TYPE_") else 1.0
 
 
 def _infos_of(dataset: Any) -> Sequence[Mapping[str, Any]]:

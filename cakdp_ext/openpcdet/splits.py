@@ -15,6 +15,7 @@ from easydict import EasyDict
 from cakdp_ext.config import ConfigError
 from cakdp_ext.files import atomic_path
 from cakdp_ext.held_out import HELD_OUT, frames_of
+from cakdp_ext.openpcdet.segments import choose_segments, has_segments, hold_out_segments, require_segments
 from cakdp_ext.pickles import dump_arrays, load_arrays
 
 
@@ -37,6 +38,9 @@ def hold_out(config: EasyDict, folder: Path) -> EasyDict:
         return config
     config = deepcopy(config)
     data = config.DATA_CONFIG
+    if has_segments(data):
+        hold_out_segments(data, folder)
+        return config
     infos = _train_infos(data)
     train = str(data.DATA_SPLIT["train"])
     kept = frames_of(train, list(infos), int(data.NUM_HELD_OUT))
@@ -69,6 +73,9 @@ def split_config(config: EasyDict, split: str, folder: Path | None = None) -> Ea
     """
     config = deepcopy(config)
     data = config.DATA_CONFIG
+    if has_segments(data):
+        choose_segments(data, split, folder or _temporary_folder())
+        return config
     train, count = str(data.DATA_SPLIT["train"]), int(data.get("NUM_HELD_OUT") or 0)
     if split == HELD_OUT or (split == train and count):
         infos = _train_infos(data)
@@ -88,6 +95,9 @@ def require_infos(config: EasyDict, mode: str) -> None:
         FileNotFoundError: naming the files and the commands that make them.
     """
     data = config.DATA_CONFIG
+    if has_segments(data):
+        require_segments(data, mode)
+        return
     folder = Path(data.DATA_PATH)
     names = (data.get("INFO_PATH") or {}).get(mode) or []
     found = [base / name for base in (folder, folder / str(data.get("VERSION", ""))) for name in names]

@@ -147,3 +147,99 @@ def test_missing_info_files_are_named_before_openpcdet_passes_over_them(config, 
     require_infos(config, "test")
     del config.DATA_CONFIG["INFO_PATH"]
     require_infos(config, "test")
+
+
+# Segments
+
+
+TAG = "waymo_processed_data_v0_5_0"
+
+
+@pytest.fixture
+def waymo(tmp_path):
+    """Four segments of three sweeps to train on, one to test on."""
+    root = tmp_path / "waymo"
+    names = [f"segment-{number}" for number in range(5)]
+    for name in names:
+        sweeps = [
+            {"point_cloud": {"lidar_sequence": name, "sample_idx": k}, "frame_id": f"{name}_{k:03d}"} for k in range(3)
+        ]
+        (root / TAG / name).mkdir(parents=True)
+        dump_arrays(sweeps, root / TAG / name / f"{name}.pkl")
+    (root / "ImageSets").mkdir()
+    (root / "ImageSets" / "train.txt").write_text("".join(f"{name}.tfrecord\n" for name in names[:4]))
+    (root / "ImageSets" / "val.txt").write_text("segment-4.tfrecord\n")
+    database = {"Vehicle": [{"name": "Vehicle", "sequence_name": name} for name in names]}
+    dump_arrays(database, root / "several_sweeps.pkl")
+    sampling = {
+        "NAME": "gt_sampling",
+        "DB_INFO_PATH": ["one_sweep.pkl"],
+        "DB_DATA_PATH": ["one_sweep.npy"],
+        "NUM_POINT_FEATURES": 5,
+        "BACKUP_DB_INFO": {
+            "DB_INFO_PATH": "several_sweeps.pkl", "DB_DATA_PATH": "several_sweeps.npy", "NUM_POINT_FEATURES": 6,
+        },
+    }  # fmt: skip
+    data = {
+        "DATASET": "WaymoDataset",
+        "DATA_PATH": str(root),
+        "PROCESSED_DATA_TAG": TAG,
+        "DATA_SPLIT": {"train": "train", "test": "val"},
+        "SAMPLED_INTERVAL": {"train": 2, "test": 1},
+        "NUM_HELD_OUT": 3,
+        "DATA_AUGMENTOR": {"DISABLE_AUG_LIST": ["placeholder"], "AUG_CONFIG_LIST": [sampling]},
+    }
+    return EasyDict(DATA_CONFIG=data)
+
+
+def listed(data, split):
+    """The segments that OpenPCDet finds for a split."""
+    path = Path(data.DATA_PATH) / "ImageSets" / f"{split}.txt"
+    names = [line.removesuffix(".tfrecord") for line in path.read_text().split()]
+    assert all((Path(data.DATA_PATH) / TAG / name / f"{name}.pkl").is_file() for name in names)
+    return names
+
+
+def test_whole_segments_are_held_out_of_training(waymo, tmp_path):
+    before = deepcopy(waymo)
+    for _ in range(2):  # a second process, or the same run again
+        data = hold_out(waymo, tmp_path / "run").DATA_CONFIG
+    assert listed(data, "train") == ["segment-1", "segment-2"]
+    assert listed(data, "val") == ["segment-4"]
+    (step,) = data.DATA_AUGMENTOR.AUG_CONFIG_LIST
+    (database,) = step.DB_INFO_PATH
+    pasted = pickle.loads(Path(database).read_bytes())["Vehicle"]
+    assert [each["sequence_name"] for each in pasted] == ["segment-1", "segment-2"]
+    assert (step.NUM_POINT_FEATURES, step.DB_DATA_PATH) == (6, ["several_sweeps.npy"])  # the backup, as OpenPCDet would
+    assert waymo == before
+    assert listed(waymo.DATA_CONFIG, "train") == [f"segment-{number}" for number in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("split", "count", "segments", "interval"),
+    [
+        ("held_out", 3, ["segment-0", "segment-3"], 2),
+        ("train", 3, ["segment-1", "segment-2"], 2),
+        ("train", 0, [f"segment-{number}" for number in range(4)], 2),
+        ("val", 3, ["segment-4"], 1),
+    ],
+)
+def test_segments_that_are_tested_on(waymo, tmp_path, split, count, segments, interval):
+    waymo.DATA_CONFIG.NUM_HELD_OUT = count
+    data = split_config(waymo, split, tmp_path / "run").DATA_CONFIG
+    assert listed(data, data.DATA_SPLIT["test"]) == segments
+    assert data.SAMPLED_INTERVAL["test"] == interval
+    hold_out(EasyDict(DATA_CONFIG=data), tmp_path / "run")  # what training then does with it
+
+
+def test_segments_that_cannot_be_held_out(waymo, tmp_path):
+    waymo.DATA_CONFIG.NUM_HELD_OUT = 7
+    with pytest.raises(ConfigError, match="NUM_HELD_OUT is 7, but the training split has 6 frames"):
+        hold_out(waymo, tmp_path)
+    waymo.DATA_CONFIG.NUM_HELD_OUT = 0
+    with pytest.raises(ConfigError, match="split held_out is empty"):
+        split_config(waymo, "held_out", tmp_path)
+    waymo.DATA_CONFIG.NUM_HELD_OUT = 3
+    waymo.DATA_CONFIG.DATA_AUGMENTOR.AUG_CONFIG_LIST[0].BACKUP_DB_INFO.DB_INFO_PATH = "nowhere.pkl"
+    with pytest.raises(FileNotFoundError, match=r"no .*one_sweep.pkl; make it with"):
+        hold_out(waymo, tmp_path)

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cakdp_ext.datasets.described import DescribedFrames, Info, required
+from cakdp_ext.config import required
+from cakdp_ext.datasets.described import DescribedFrames, Info
 from cakdp_ext.datasets.frame import RawFrame
 from cakdp_ext.datasets.ground_truth_sampling import GroundTruthSampler
 from cakdp_ext.datasets.kitti.annotations import to_annotation

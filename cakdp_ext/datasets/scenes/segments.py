@@ -16,9 +16,9 @@ from cakdp_ext.datasets.scenes.lidar import Lidar, RangeImage, Returns
 from cakdp_ext.datasets.scenes.motion import Motion, sample_motion
 from cakdp_ext.datasets.scenes.scene import Scene
 from cakdp_ext.datasets.scenes.shapes import Array, yaw_matrix
-from cakdp_ext.datasets.waymo.raw import OUTSIDE_NO_LABEL_ZONES
 from cakdp_ext.datasets.waymo.sweeps import SECONDS
 from cakdp_ext.datasets.waymo.writer import WaymoLabel, WaymoSweep, write_segment
+from cakdp_ext.waymo_layout import OUTSIDE_NO_LABEL_ZONES
 
 PROCESSED_DATA_TAG = "waymo_processed_data_v0_5_0"
 NAMES = {"Car": "Vehicle", "Van": "Vehicle", "Misc": "Vehicle", "Pedestrian": "Pedestrian", "Cyclist": "Cyclist"}

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from cakdp_ext.config import ConfigError, from_node
-from cakdp_ext.datasets.described import DescribedFrames, Info, required
+from cakdp_ext.config import ConfigError, from_node, required
+from cakdp_ext.datasets.described import DescribedFrames, Info
 from cakdp_ext.datasets.frame import RawFrame
 from cakdp_ext.datasets.registry import register_dataset
-from cakdp_ext.datasets.waymo.raw import NUM_FEATURES, OUTSIDE_NO_LABEL_ZONES, WaymoFolder
 from cakdp_ext.datasets.waymo.sweeps import SweepSequence
 from cakdp_ext.types import Batch, Detections
+from cakdp_ext.waymo_layout import NUM_FEATURES, OUTSIDE_NO_LABEL_ZONES, WaymoFolder
 
 UNKNOWN = "unknown"
 _REFUSED = {
@@ -131,7 +131,7 @@ class WaymoDataset(DescribedFrames):
         kept = names != UNKNOWN
         if self._skip_empty:
             kept &= np.asarray(annos["num_points_in_gt"]) > 0
-        return RawFrame(points, boxes.reshape(len(names), -1)[kept, :7], names[kept])
+        return RawFrame(points, boxes.reshape(len(names), boxes.shape[-1])[kept, :7], names[kept])
 
 
 class SweepReader:

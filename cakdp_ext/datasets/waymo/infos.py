@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from cakdp_ext import ops
-from cakdp_ext.datasets.described import required
+from cakdp_ext.config import required
 from cakdp_ext.datasets.kitti.infos import InfoSummary
 from cakdp_ext.datasets.waymo.dataset import SweepReader
 from cakdp_ext.pickles import dump_arrays
@@ -126,7 +126,7 @@ def _wanted(info: Info, number: int) -> np.ndarray:
 
 def _cut_objects(info: Info, points: np.ndarray, wanted: np.ndarray, folder: Path) -> list[Info]:
     annos, cloud = info["annos"], info["point_cloud"]
-    boxes = np.asarray(annos["gt_boxes_lidar"]).reshape(len(wanted), -1)[wanted]
+    boxes = np.asarray(annos["gt_boxes_lidar"])[wanted]
     names, difficulty = np.asarray(annos["name"])[wanted], np.asarray(annos["difficulty"])[wanted]
     owner = ops.points_in_boxes(
         torch.from_numpy(np.ascontiguousarray(points[:, :3])), torch.from_numpy(boxes[:, :7].astype(np.float32))

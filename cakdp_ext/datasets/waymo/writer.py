@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from cakdp_ext.datasets.waymo.raw import NUM_FEATURES, STORED
 from cakdp_ext.files import atomic_path
 from cakdp_ext.pickles import dump_arrays
+from cakdp_ext.waymo_layout import NUM_FEATURES, STORED
 
 TYPES = ("unknown", "Vehicle", "Pedestrian", "Sign", "Cyclist")
 """Class of each number that Waymo's records give to a label's type."""

@@ -1,4 +1,4 @@
-"""The processed Waymo folders: lists of segments, one pickle a segment, one array a sweep."""
+"""Where are Waymo's processed segments? Lists of them, one pickle a segment, one array a sweep."""
 
 from __future__ import annotations
 
