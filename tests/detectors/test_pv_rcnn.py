@@ -136,7 +136,7 @@ def test_refine_says_of_the_proposals_what_detection_says(model, frames, device,
     batch = frames(empty).to(device)
     with torch.no_grad():
         found, encoded = model(batch), model.encode(batch)
-        proposals = model.propose(model.run_first_stage(batch))
+        proposals = model.propose(encoded)
         scores = model.refine(encoded, proposals.rois).sigmoid()
     for frame, detections in enumerate(found):
         is_valid = proposals.is_valid[frame]

@@ -75,7 +75,7 @@ def test_proposals_and_what_is_said_of_them(case, backbone, parts):
         for module in theirs.eval().module_list:
             data = module(data)
         first = ours.eval().run_first_stage(frames)
-        proposals = ours.propose(first)
+        proposals = ours.choose_rois(first)
         logits = ours.refine(ours.encode(frames), data["rois"])
         by_theirs = theirs.refine(theirs.encode(frames), data["rois"])
     torch.testing.assert_close(logits, data["batch_cls_preds"], **CLOSE)

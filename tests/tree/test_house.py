@@ -84,14 +84,17 @@ def test_importing_every_module_starts_no_cuda_where_there_is_a_device():
     assert "CUDA was started" in control.stderr
 
 
-@pytest.mark.parametrize("tool", sorted(p.name for p in (ROOT / "tools").glob("*.py")))
+TOOLS = sorted(p.name for p in (ROOT / "tools").glob("*.py"))
+
+
+@pytest.mark.parametrize("tool", TOOLS)
 def test_every_tool_answers_help(tool):
     done = subprocess.run([sys.executable, ROOT / "tools" / tool, "--help"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "--" in done.stdout
 
 
-@pytest.mark.parametrize("tool", sorted(p.name for p in (ROOT / "tools").glob("*.py")))
+@pytest.mark.parametrize("tool", [name for name in TOOLS if name != "waymo_from_records.py"])  # which reads no YAML
 def test_every_tool_names_a_missing_yaml_in_one_line(tool, tmp_path):
     command = [sys.executable, ROOT / "tools" / tool, "--cfg", "cfgs/nothing.yaml"]
     command += ["--out", str(tmp_path)] if tool == "make_scenes.py" else []

@@ -160,6 +160,7 @@ class Measurer:
         if not self.settings.num_frames:
             return []
         data = deepcopy(config.DATA_CONFIG)
+        data.KEEP_POINTS = True  # some networks look at them, and all shall see the same frames
         data.DATA_PATH = self.settings.data_paths.get(data.DATASET, data.DATA_PATH)
         key = json.dumps({k: v for k, v in data.items() if k not in ("NUM_HELD_OUT", "DATA_AUGMENTOR")}, default=str)
         if key not in self._frames:

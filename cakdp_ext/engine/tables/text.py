@@ -22,7 +22,7 @@ def render_table(table: PaperTable, ours: Sequence[Measured], *, markdown: bool 
     Returns:
         Lines without a final newline.
     """
-    heading = ["", "Params [M]", "ours", "MACs [G]", "ours", "differs", "exact", "cut by"]
+    heading = ["", "Params [M]", "ours", "MACs [G]", "ours", "differs", "ours, exact", "cut by"]
     lines = [[*heading, *(f"{name}, ours" for name in table.metrics)]]
     lines += [_cells(row, mine, table) for row, mine in zip(table.rows, ours, strict=True)]
     title = f"{table.name}. {table.title}"
