@@ -24,15 +24,27 @@ from cakdp_ext.engine.runs import RunFolder
 pytestmark = pytest.mark.xdist_group("engine")
 EPOCHS = 2
 PARTS = {name: width for name, width in ROI_HEAD.items() if name != "ROI_GRID_POOL"}
+KEYPOINTS = {"PFE": {"NUM_KEYPOINTS": 96}, "ROI_HEAD": ROI_HEAD}
 TEACHERS = {
+    "pv_rcnn": KEYPOINTS,
+    "pv_rcnn_plusplus": {**KEYPOINTS, "DENSE_HEAD": CENTERS},
     "PartA2": {"ROI_HEAD": {**PARTS, "ROI_AWARE_POOL": {"POOL_SIZE": 4, "NUM_FEATURES": 32}}},
     "voxel_rcnn_with_centerhead": {"ROI_HEAD": ROI_HEAD, "DENSE_HEAD": CENTERS},
 }
+ANCHOR_LOSSES = {"cls_loss", "loc_loss", "dir_loss"}
+CENTER_LOSSES = {f"{name}_loss_head_{part}" for name in ("hm", "loc") for part in (0, 1)}
 LOSSES = {
-    "PartA2": {"cls_loss", "loc_loss", "dir_loss", "point_cls_loss", "point_part_loss"},
-    "voxel_rcnn_with_centerhead": {f"{name}_loss_head_{part}" for name in ("hm", "loc") for part in (0, 1)},
+    "pv_rcnn": {*ANCHOR_LOSSES, "point_cls_loss"},
+    "pv_rcnn_plusplus": {*CENTER_LOSSES, "point_cls_loss"},
+    "PartA2": {*ANCHOR_LOSSES, "point_cls_loss", "point_part_loss"},
+    "voxel_rcnn_with_centerhead": CENTER_LOSSES,
 }
-STUDENTS = {"PartA2": "second", "voxel_rcnn_with_centerhead": "centerpoint"}
+STUDENTS = {
+    "pv_rcnn": "second",
+    "pv_rcnn_plusplus": "centerpoint",
+    "PartA2": "second",
+    "voxel_rcnn_with_centerhead": "centerpoint",
+}
 
 
 def write_teacher(world, name):

@@ -182,3 +182,14 @@ def test_wrong_arguments_are_named(device):
     tensors = torch.from_numpy(xyz), torch.tensor([len(xyz)]), torch.from_numpy(features)
     with pytest.raises(ValueError, match="num_cells must be three positive numbers of cells"):
         ops.vector_pool(*tensors, torch.from_numpy(new_xyz), torch.tensor([3]), (2, 2), 1.0)
+
+
+def test_only_the_first_neighbors_are_divided():
+    """Of the two points in the cube only the one of the lower row is looked at, whichever cells they lie in."""
+    xyz = torch.tensor([[0.5, 0.5, 0.5], [-0.5, -0.5, -0.5], [9.0, 9.0, 9.0]])
+    counts, queries = torch.tensor([3]), (torch.zeros(1, 3), torch.tensor([1]))
+    cells = ops.vector_cells(xyz, counts, *queries, (2, 2, 2), 1.0, max_neighbors=1)
+    assert cells.members[: int(cells.count.sum())].tolist() == [0]
+    assert int(cells.count[0, 1, 1, 1]) == int(cells.count.sum()) == 1
+    both = ops.vector_cells(xyz, counts, *queries, (2, 2, 2), 1.0)
+    assert int(both.count.sum()) == 2
