@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from tqdm.auto import tqdm
 
 from cakdp_ext.config import ConfigError
 from cakdp_ext.engine.choice import engine_name
@@ -55,8 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     )
     for table in tables:
-        print(render_table(table, [measurer.measure(row.cfg) for row in table.rows], markdown=args.markdown))
-        print(flush=True)
+        rows = tqdm(table.rows, desc=table.name, unit="row", leave=False)
+        print(render_table(table, [measurer.measure(row.cfg) for row in rows], markdown=args.markdown), flush=True)
+        print()
     print(f"engine: {engine_name()}")
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 import yaml
 from tiny_world import command
 
 from cakdp_ext.checkpoint import read_checkpoint
+from cakdp_ext.config import load_config
 from cakdp_ext.engine.build import build_student
 from cakdp_ext.engine.data import build_split
 from cakdp_ext.engine.measure import cost_frames, measure_cost
+from cakdp_ext.engine.prune import make_plan
+from cakdp_ext.engine.runs import RunFolder
 from cakdp_ext.pruning import count_macs_by, count_parameters, load_plan
 
 pytestmark = pytest.mark.xdist_group("engine")
@@ -137,3 +141,15 @@ def test_mistakes_in_the_data_are_named(tables, changes, message):
 def test_mistakes_on_the_command_line_are_named(tables):
     assert "has 'Table 9' in its name" in tables("--only", "Table 9", code=2).error
     assert "--scores takes YAML=FILE" in tables("--scores", "second.npz", code=2).error
+
+
+def test_row_that_keeps_every_filter_starts_as_the_trained_student(trained, tmp_path):
+    config = load_config(
+        trained.variant("second_cakdp", tmp_path, {"MODEL": {"PRUNING": {"CRITERION": "ProPr", "KEEP_RATIO": 1.0}}})
+    )
+    run = RunFolder(tmp_path)
+    plan = make_plan(config, run)
+    assert plan.keep_ratio == 1.0
+    student = build_student(config, build_split(config, "val").geometry, load_plan(run.plan)).model.state_dict()
+    for name, value in read_checkpoint(trained.run("second").path)["model_state"].items():
+        assert torch.equal(student[name], value), name
