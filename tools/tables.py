@@ -56,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     )
     for table in tables:
-        rows = tqdm(table.rows, desc=table.name, unit="row", leave=False)
-        print(render_table(table, [measurer.measure(row.cfg) for row in rows], markdown=args.markdown), flush=True)
-        print()
+        with tqdm(table.rows, desc=table.name, unit="row", leave=False) as rows:
+            measured = [measurer.measure(row.cfg) for row in rows]
+        print(render_table(table, measured, markdown=args.markdown), end="\n\n", flush=True)
     print(f"engine: {engine_name()}")
 
 
