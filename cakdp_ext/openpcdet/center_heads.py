@@ -147,15 +147,15 @@ def _without_iou(maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _branch(model_cfg: Any, shape: dict[str, int], shared_conv: nn.Module) -> nn.Module:
-    """Build the convolutions of a branch as those of every other map of a part, with norms as before the parts."""
+    """Build the convolutions of a branch as those of the scores, which it is one of, with norms as before the parts."""
     bias = model_cfg.get("USE_BIAS_BEFORE_NORM", False)
-    part = SeparateHead(model_cfg.SHARED_CONV_CHANNEL, {"iou": shape}, use_bias=bias)
+    part = SeparateHead(model_cfg.SHARED_CONV_CHANNEL, {"hm": shape}, use_bias=bias)
     like = next(module for module in shared_conv.modules() if isinstance(module, nn.BatchNorm2d))
     for module in part.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps, module.momentum = like.eps, like.momentum
-    start_from_prior(part.iou[-1])
-    return part.iou
+    start_from_prior(part.hm[-1])
+    return part.hm
 
 
 def _refuse_other_branch(model_cfg: Any) -> None:

@@ -147,3 +147,13 @@ def test_the_full_size_network_has_the_same_tensors(both, backbone, params):
     shapes = [[(key, value.shape) for key, value in model.state_dict().items()] for model in (ours, theirs)]
     assert shapes[0] == shapes[1]
     assert sum(parameter.numel() for parameter in theirs.parameters()) == params
+
+
+def test_iou_branches_start_from_weights_of_the_same_size(both):
+    config = both.config("centerpoint_cakdp", "MODEL.PRUNING", "null", "MODEL.DISTILL", "null")
+    torch.manual_seed(0)
+    ours, theirs = build_full(config, both.geometry), both.theirs(config, True)
+    for one, other in zip(ours.dense_head.heads_list, theirs.dense_head.heads_list, strict=True):
+        weights, same = ([p for p in branch.iou.parameters() if p.dim() == 4] for branch in (one, other))
+        assert [p.std().item() for p in same] == pytest.approx([p.std().item() for p in weights], rel=0.1)
+        torch.testing.assert_close(other.iou[-1].bias, one.iou[-1].bias)
