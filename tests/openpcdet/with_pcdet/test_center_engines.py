@@ -119,6 +119,22 @@ def test_the_teachers_own_rois_teach_a_student_of_centers_alike(both, compact, o
     assert_same_gradients(theirs, ours)
 
 
+@pytest.mark.parametrize("box_weight", [0.0, 0.5])
+def test_a_center_teacher_of_one_stage_teaches_by_soft_targets_alike(both, compact, openpcdet, box_weight):
+    changes = ("MODEL.DISTILL", f"{{METHOD: [{{NAME: VanillaKD, BOX_WEIGHT: {box_weight}}}]}}")
+    source = ("MODEL.DISTILL.TEACHER.CFG", both.world.cfg("centerpoint"))
+    run = ("MODEL.DISTILL.TEACHER.CKPT", both.world.run("centerpoint").path)
+    theirs, ours, config = compact(True, *changes, *source, *run)
+    teacher = build_teacher(config, both.geometry, torch.device("cpu"))
+    losses, logged, _ = theirs(both.batch_dict())
+    wanted = TrainingStep(ours, teacher, distill_config(config))(both.batch())
+    assert logged["distill_loss"] == pytest.approx(wanted["distill_loss"].item(), rel=1e-4)
+    assert logged["distill_loss"] > 1e-4
+    losses["loss"].backward()
+    sum(wanted.values()).backward()
+    assert_same_gradients(theirs, ours)
+
+
 @pytest.mark.parametrize("delta", [0.0, 0.3, 0.999])
 def test_the_mask_leaves_the_same_detections(both, compact, delta):
     theirs, ours, _ = compact(False, "MODEL.POST_PROCESSING.IOU_REFINEMENT.DELTA", delta)
