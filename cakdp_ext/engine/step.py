@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 from torch import Tensor, nn
 
+from cakdp_ext.checkpoint import PROJECTORS, load_weights
 from cakdp_ext.config import ConfigError
 from cakdp_ext.distillation import DistillConfig, Distiller, FrozenTeacher
 from cakdp_ext.taps import Taps
@@ -50,6 +52,20 @@ class TrainingStep(nn.Module):
         if self.distiller is not None:
             losses.update(self.distiller(batch, self._shown(output, self.distiller)).losses)
         return losses
+
+    def projectors(self) -> dict[str, dict[str, Tensor]]:
+        """Give what a checkpoint keeps of what is trained beside the student, for a resume only; nothing without."""
+        state = self.distiller.state_dict() if self.distiller is not None else {}
+        return {PROJECTORS: {key: value.detach().cpu() for key, value in state.items()}} if state else {}
+
+    def load_projectors(self, content: Mapping[str, Any], where: str) -> None:
+        """Take it from a checkpoint.
+
+        Raises:
+            CheckpointError: for one that lacks it, or holds other shapes.
+        """
+        if self.distiller is not None:
+            load_weights(self.distiller, content.get(PROJECTORS, {}), f"{PROJECTORS} of {where}")
 
     def _shown(self, output: TrainingOutput, distiller: Distiller) -> Taps:
         """Take what the methods ask for out of a forward of the student."""

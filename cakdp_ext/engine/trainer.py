@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from cakdp_ext.checkpoint import PROJECTORS, CheckpointError, load_weights, read_checkpoint, write_checkpoint
+from cakdp_ext.checkpoint import CheckpointError, load_weights, read_checkpoint, write_checkpoint
 from cakdp_ext.engine.calibrate import calibrate_batch_norm
 from cakdp_ext.engine.data import EpochSampler
 from cakdp_ext.engine.distributed import Workers, barrier, gather, mean_over_workers
@@ -225,7 +225,7 @@ class Trainer:
             "random_state": random,
             "batch_size": self.sampler.batch_size,
             **self.extra_state,
-            **_projectors(self.step),
+            **self.step.projectors(),
         }
 
     def resume(self, file: Path | None = None) -> bool:
@@ -246,8 +246,7 @@ class Trainer:
         where = f"the checkpoint to resume {f'in {self.run.ckpt}' if file is None else file}"
         self._require_same_run(content, where)
         load_weights(self.model, content["model_state"], where)
-        if self.step.distiller is not None:
-            load_weights(self.step.distiller, content.get(PROJECTORS, {}), f"{PROJECTORS} of {where}")
+        self.step.load_projectors(content, where)
         self.optimizer.load_state_dict(content["optimizer_state"])
         self.schedule.load_state_dict(content["schedule_state"])
         self.scaler.load_state_dict(content["scaler_state"])
@@ -285,12 +284,6 @@ class Trainer:
                 f"{where} belongs to a training of {before[0]} steps of {before[1]} frames, this one has {now[0]} of "
                 f"{now[1]}; keep epochs, batch size and frames, or use another --extra_tag"
             )
-
-
-def _projectors(step: TrainingStep) -> dict[str, Any]:
-    """What is trained beside the student and needed by a resume only; nothing where nothing is."""
-    state = step.distiller.state_dict() if step.distiller is not None else {}
-    return {PROJECTORS: {key: value.detach().cpu() for key, value in state.items()}} if state else {}
 
 
 def _cut_of(state: Mapping[str, Any]) -> dict[str, Any]:
