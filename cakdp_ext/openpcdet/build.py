@@ -43,6 +43,29 @@ def build_detector(model_cfg: Mapping[str, Any], class_names: Sequence[str], geo
     return model.cuda() if torch.cuda.is_available() else model
 
 
+def build_in_training(config: Mapping[str, Any], geometry: LidarGeometry) -> nn.Module:
+    """Build the detector as OpenPCDet's training starts it: cut, and with its teacher.
+
+    Args:
+        config: the whole configuration, with absolute paths; ``MODEL.PRUNING``, where there is one, names its plan.
+        geometry: range and voxel grid of the points.
+
+    Returns:
+        The detector in training mode, with our faces.
+
+    Raises:
+        ConfigError, CheckpointError: where MODEL, weights or teacher do not fit.
+    """
+    register_all()
+    dataset = as_dataset(config["CLASS_NAMES"], geometry)
+    dataset.training = True
+    detector = with_faces(detectors.__all__[config["MODEL"]["NAME"]])
+    model: nn.Module = detector(
+        model_cfg=deepcopy(config["MODEL"]), num_class=len(dataset.class_names), dataset=dataset
+    ).train()
+    return model.cuda() if torch.cuda.is_available() else model
+
+
 def as_dataset(class_names: Sequence[str], geometry: LidarGeometry) -> SimpleNamespace:
     """Give what OpenPCDet's detectors read from their data set when they are built."""
     return SimpleNamespace(
