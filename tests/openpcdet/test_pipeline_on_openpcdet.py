@@ -97,3 +97,16 @@ def test_compress_on_two_processes(compressed, run_tool):
     run = compressed.run("second_cakdp", "two")
     assert load_plan(run.plan).keep_indices == load_plan(compressed.run("second_cakdp").plan).keep_indices
     assert (run.path / "report.html").is_file()
+
+
+def test_methods_are_compared(compressed, run_tool):
+    flags = ("--workers", "0", "--methods", "SKD", "PointDistiller", "--cost_steps", "1", "--extra_tag", "compared")
+    run_tool("compare", "second_cakdp", *flags, "--set", "MODEL.PRUNING.SCORES", compressed.run("second_cakdp").scores)
+    run = compressed.run("second_cakdp", "compared")
+    rows = {row["name"]: row for row in json.loads((run.path / "report.json").read_text())["rows"]}
+    assert list(rows) == ["teacher", "student", "no distillation", "narrow, no distillation", "SKD", "PointDistiller"]
+    assert all(rows[name]["step_ms"] > 0 for name in list(rows)[2:])
+    for slug in ("no_distillation", "narrow_no_distillation", "SKD", "PointDistiller"):
+        ckpt = torch.load(run.path / f"{slug}_seed666" / "ckpt" / "checkpoint_epoch_1.pth", weights_only=True)
+        assert "pruning_plan" in ckpt["model_state"]
+        assert ("distill_state" in ckpt) == (slug == "PointDistiller")

@@ -19,8 +19,8 @@ from cakdp_ext.engine.runs import LOG
 from cakdp_ext.pruning import ChannelGraph, apply_plan, channel_graph, proportional_plan
 from cakdp_ext.types import Batch, PruningPlan
 
-LOWEST, ROUNDS, HALVINGS = 0.1, 3, 5
-"""The smallest share that is tried, turns over the frames at each share, and times that the interval is halved."""
+LOWEST, ROUNDS, HALVINGS, CLOSE = 0.1, 3, 5, 0.02
+"""The smallest share that is tried, turns over the frames at each, how often the interval is halved, what is enough."""
 
 
 @torch.inference_mode()
@@ -50,6 +50,8 @@ def plan_of_equal_latency(config: EasyDict, plan: PruningPlan, dataset: LidarDat
         narrow = apply_plan(student, _proportional(config, graph, share), graph)
         tried.append((share, latency_ratio(narrow, compact, frames)))
         LOG.info("ProPr at %.3f takes %.2f times as long as the compact student", *tried[-1])
+        if abs(tried[-1][1] - 1) < CLOSE:
+            break
         low, high = (low, share) if tried[-1][1] > 1 else (share, high)
     share, ratio = min(tried, key=lambda pair: abs(pair[1] - 1))
     return _proportional(config, graph, share, latency_ratio=ratio)
