@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from easydict import EasyDict
-from torch import Tensor, nn
+from torch import Tensor
 
 from cakdp_ext.checkpoint import load_weights, read_checkpoint
 from cakdp_ext.datasets import collate
@@ -42,28 +42,30 @@ class StepCost:
     memory: int | None
 
 
-def build_step(config: EasyDict, geometry: LidarGeometry, device: torch.device) -> tuple[nn.Module, Step]:
-    """Build a student as its training starts it, and the step that trains it, with the engine that is asked for.
+def build_step(config: EasyDict, geometry: LidarGeometry, device: torch.device, ckpt: Path | None = None) -> Step:
+    """Build the step that trains a student, with the engine that is asked for.
 
     Args:
         config: of ``load_config``; ``MODEL.PRUNING``, where there is one, names its plan.
         geometry: of the frames.
-        device: where both shall be.
+        device: where it shall compute.
+        ckpt: weights of the student; None for those that the training starts with.
 
     Returns:
-        The student, in training mode, and what turns a batch into losses.
+        What turns a batch into losses.
 
     Raises:
         ConfigError, CheckpointError: where student and teacher do not fit.
     """
     if engine_name() == OPENPCDET:
-        model = adapter("build").build_in_training(make_absolute(config, openpcdet_root()), geometry)
-        return model, lambda batch: dict(model(batch).losses)
+        model = adapter("build").build_in_training(make_absolute(config, openpcdet_root()), geometry, ckpt)
+        return lambda batch: dict(model(batch).losses)
     pruning = pruning_config(config)
     student = build_student(config, geometry, load_plan(str(pruning.plan)) if pruning is not None else None).model
+    if ckpt is not None:
+        load_weights(student, read_checkpoint(ckpt)["model_state"], ckpt)
     student.to(device)
-    step = TrainingStep(student, build_teacher(config, geometry, device), distill_config(config)).train()
-    return student, step
+    return TrainingStep(student, build_teacher(config, geometry, device), distill_config(config)).train()
 
 
 def measure_step(config: EasyDict, ckpt: Path, device: torch.device, num_steps: int) -> StepCost:
@@ -86,8 +88,7 @@ def measure_step(config: EasyDict, ckpt: Path, device: torch.device, num_steps: 
 def _measure(config: EasyDict, ckpt: Path, device: torch.device, num_steps: int, num_threads: int) -> StepCost:
     torch.set_num_threads(num_threads)
     dataset = build_split(config, str(config.DATA_CONFIG.DATA_SPLIT["test"]))
-    student, step = build_step(config, dataset.geometry, device)
-    load_weights(student, read_checkpoint(ckpt)["model_state"], ckpt)
+    step = build_step(config, dataset.geometry, device, ckpt)
     chosen = evenly_spaced(len(dataset), int(config.OPTIMIZATION.BATCH_SIZE_PER_GPU))
     batch = getattr(dataset, "collate", collate)([dataset[index] for index in chosen]).to(device)
     with peak_memory(device) as peak:

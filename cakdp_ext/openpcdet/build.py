@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +19,8 @@ from cakdp_ext.config import ConfigError
 from cakdp_ext.openpcdet.faces import with_faces
 from cakdp_ext.openpcdet.registration import register_all
 from cakdp_ext.types import LidarGeometry
+
+LOG = logging.getLogger("cakdp_ext")
 
 
 def build_detector(model_cfg: Mapping[str, Any], class_names: Sequence[str], geometry: LidarGeometry) -> nn.Module:
@@ -43,12 +47,13 @@ def build_detector(model_cfg: Mapping[str, Any], class_names: Sequence[str], geo
     return model.cuda() if torch.cuda.is_available() else model
 
 
-def build_in_training(config: Mapping[str, Any], geometry: LidarGeometry) -> nn.Module:
+def build_in_training(config: Mapping[str, Any], geometry: LidarGeometry, ckpt: str | Path | None = None) -> nn.Module:
     """Build the detector as OpenPCDet's training starts it: cut, and with its teacher.
 
     Args:
         config: the whole configuration, with absolute paths; ``MODEL.PRUNING``, where there is one, names its plan.
         geometry: range and voxel grid of the points.
+        ckpt: weights to go on from; None for those that the training starts with.
 
     Returns:
         The detector in training mode, with our faces.
@@ -60,10 +65,11 @@ def build_in_training(config: Mapping[str, Any], geometry: LidarGeometry) -> nn.
     dataset = as_dataset(config["CLASS_NAMES"], geometry)
     dataset.training = True
     detector = with_faces(detectors.__all__[config["MODEL"]["NAME"]])
-    model: nn.Module = detector(
-        model_cfg=deepcopy(config["MODEL"]), num_class=len(dataset.class_names), dataset=dataset
-    ).train()
-    return model.cuda() if torch.cuda.is_available() else model
+    model: Any = detector(model_cfg=deepcopy(config["MODEL"]), num_class=len(dataset.class_names), dataset=dataset)
+    if ckpt is not None:
+        model.load_params_from_file(filename=str(ckpt), logger=LOG, to_cpu=True)
+    network: nn.Module = model.cuda() if torch.cuda.is_available() else model
+    return network.train()
 
 
 def as_dataset(class_names: Sequence[str], geometry: LidarGeometry) -> SimpleNamespace:
