@@ -8,7 +8,8 @@ import statistics
 
 import pytest
 import torch
-from tiny_world import scalars
+from test_distributed import torchrun
+from tiny_world import PROJECT, scalars
 
 from cakdp_ext.checkpoint import read_checkpoint
 from cakdp_ext.engine.comparison.narrow import latency_ratio
@@ -138,6 +139,17 @@ def test_steps_are_timed_where_they_are_asked_for(compressed, done):
     assert rows["SKD"]["step_memory_mb"] is None or rows["SKD"]["step_memory_mb"] > 50
     assert rows["SKD"]["note"] == ""
     assert "Step [ms]" in (run.path / "report.html").read_text()
+
+
+def test_two_processes_share_every_training_and_test(compressed):
+    argv = compressed.argv("compare", "second_cakdp", "two")
+    asked = ("--methods", "SKD", "--seeds", 0, "--cost_steps", 0, "--batch_size", 4)
+    torchrun(PROJECT / "tools" / "compare.py", *argv, *asked, "--set", "MODEL.PRUNING.SCORES",
+             compressed.run("second_cakdp").scores)  # fmt: skip
+    run = compressed.run("second_cakdp", "two")
+    content = read_checkpoint(of(run, "SKD", 0).path)
+    assert len(content["random_state"]) == 2
+    assert [row["name"] for row in json.loads((run.path / "report.json").read_text())["rows"]][-1] == "SKD"
 
 
 @pytest.mark.parametrize(

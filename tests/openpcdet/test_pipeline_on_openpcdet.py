@@ -16,6 +16,7 @@ sys.path.append(str(ROOT / "tests" / "engine"))
 from processes import results_of  # noqa: E402
 from tiny_world import make_world  # noqa: E402
 
+from cakdp_ext.checkpoint import read_checkpoint  # noqa: E402
 from cakdp_ext.engine.build import restore_student  # noqa: E402
 from cakdp_ext.engine.data import build_split  # noqa: E402
 from cakdp_ext.engine.prune import unpruned_student  # noqa: E402
@@ -107,6 +108,6 @@ def test_methods_are_compared(compressed, run_tool):
     assert list(rows) == ["teacher", "student", "no distillation", "narrow, no distillation", "SKD", "PointDistiller"]
     assert all(rows[name]["step_ms"] > 0 for name in list(rows)[2:])
     for slug in ("no_distillation", "narrow_no_distillation", "SKD", "PointDistiller"):
-        ckpt = torch.load(run.path / f"{slug}_seed666" / "ckpt" / "checkpoint_epoch_1.pth", weights_only=True)
-        assert "pruning_plan" in ckpt["model_state"]
-        assert ("distill_state" in ckpt) == (slug == "PointDistiller")
+        content = read_checkpoint(run.path / f"{slug}_seed666")
+        assert content["pruning"]
+        assert ("distill_state" in content) == (slug == "PointDistiller")
