@@ -1,0 +1,199 @@
+"""What changes when channels are absent? One forward is recorded; of each further one only the differences are computed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cakdp_ext.pruning.graph import ChannelGraph, Filter
+from cakdp_ext.pruning.incremental.delta import Delta, split
+from cakdp_ext.pruning.incremental.nodes import Convolution, Node, Opaque, Removals, _Rowwise
+from cakdp_ext.pruning.incremental.recording import Recorder
+from cakdp_ext.pruning.incremental.tables import NotUnderstoodError
+from cakdp_ext.pruning.layers import evaluating
+
+_ROWS_TOGETHER = {"cpu": 2**13, "cuda": 2**19}
+_MOST_TOGETHER = 256
+
+
+class IncrementalReplay:
+    """Repeats one forward with filters absent, by the differences that this makes.
+
+    Upstream of a filter nothing is done, and behind it only at the places that it reaches, each kind of place once.
+    It is exact: no difference is dropped or rounded.
+
+    Args:
+        model: the network; in use only while :meth:`opened`.
+        forward: does one forward and gives the class logits ``(B, A, C)``.
+        graph: of the network.
+        removal: ``channel`` or ``zero_weight``.
+    """
+
+    def __init__(
+        self, model: nn.Module, forward: Callable[[], Tensor], graph: ChannelGraph, removal: str = "channel"
+    ) -> None:
+        self._model, self._forward, self._graph, self._removal = model, forward, graph, removal
+        self._nodes: list[Node] = []
+        self._needed: list[int] = []
+        self._outputs: list[_Output] = []
+
+    @contextmanager
+    def opened(self) -> Iterator[Tensor]:
+        """Put the network in eval mode, record it, and give the class logits of the complete network.
+
+        Raises:
+            NotUnderstoodError: when the logits are made in a way whose differences cannot be followed.
+        """
+        prunable = [layer.name for layer in self._graph.prunable]
+        if self._removal == "zero_weight":
+            recorder = Recorder((), prunable)
+        else:
+            recorder = Recorder(self._graph.consumer_channels(f for group in self._graph.groups for f in group), ())
+        try:
+            with evaluating(self._model):
+                with recorder.watching(self._model):
+                    logits = self._forward()
+                self._nodes = recorder.nodes
+                self._outputs = self._read_outputs(recorder, logits)
+                self._needed = self._behind([output.node for output in self._outputs])
+                self._fuse()
+                yield logits
+        finally:
+            self._nodes, self._outputs = [], []
+
+    @property
+    def num_together(self) -> int:
+        """How many removals are worth computing at once."""
+        most = max((self._nodes[n].sites.count for n in self._needed), default=1)
+        device = self._outputs[0].logits.device.type if self._outputs else "cpu"
+        return min(max(_ROWS_TOGETHER.get(device, _ROWS_TOGETHER["cuda"]) // max(most, 1), 1), _MOST_TOGETHER)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates that convolutions have cost since the record was made."""
+        return sum(node.product.macs for node in self._nodes if isinstance(node, Convolution))
+
+    def gaps(self, groups: Sequence[Sequence[Filter]]) -> Tensor:
+        """Measure what the category predictions lose with each group of filters absent.
+
+        Args:
+            groups: of the graph; computed together.
+
+        Returns:
+            ``(groups, B)`` float64: the sum of \|p - p'\| over anchors and classes, divided by the number of anchors.
+
+        Source: CaKDP (Zhang et al., CVPR 2024), Eq. 4, the summand.
+        """
+        removals = self._removals(groups)
+        found: dict[int, Delta | None] = {}
+        gaps = torch.zeros(len(groups), self._outputs[0].num_frames, dtype=torch.float64) if self._outputs else None
+        last = self._last_use
+        for number in self._needed:
+            node = self._nodes[number]
+            found[number] = self._change(node, number, [found[i] for i in node.inputs], removals)
+            for output in self._outputs:
+                if output.node == number and found[number] is not None:
+                    gaps += output.gaps(found[number], removals.number).cpu()  # type: ignore[operator, arg-type]
+            for i in (*node.inputs, number):
+                if last.get(i, number) <= number:
+                    found[i] = None
+        assert gaps is not None
+        return gaps
+
+    def _change(self, node: Node, number: int, deltas: list[Delta | None], removals: Removals) -> Delta | None:
+        return deltas[0] if number in self._fused else node.change(deltas, removals)
+
+    def _removals(self, groups: Sequence[Sequence[Filter]]) -> Removals:
+        device = self._outputs[0].logits.device if self._outputs else torch.device("cpu")
+        gone: dict[str, dict[int, Tensor]] = {}
+        for number, group in enumerate(groups):
+            if self._removal == "channel":
+                channels = self._graph.consumer_channels(group)
+            else:
+                channels = {layer: [i for name, i in group if name == layer] for layer, _ in group}
+            for name, values in channels.items():
+                gone.setdefault(name, {})[number] = torch.tensor(values, device=device)
+        is_input = self._removal == "channel"
+        return Removals(len(groups), gone if is_input else {}, {} if is_input else gone)
+
+    def _read_outputs(self, recorder: Recorder, logits: Tensor) -> list[_Output]:
+        elements = recorder.output(logits)
+        if elements is None:
+            raise NotUnderstoodError("the class logits come from no layer")
+        owner, inside = recorder.owner(elements)
+        return [
+            _Output(number, self._nodes[number], logits, inside, (owner == number) & (elements >= 0))
+            for number in owner[elements >= 0].unique().tolist()
+        ]
+
+    def _behind(self, outputs: Sequence[int]) -> list[int]:
+        """Number the nodes that the outputs are made of, in the order of the forward."""
+        needed, todo = set(), list(outputs)
+        while todo:
+            number = todo.pop()
+            if number not in needed:
+                needed.add(number)
+                node = self._nodes[number]
+                if isinstance(node, Opaque):
+                    raise NotUnderstoodError(node.reason)
+                todo.extend(node.inputs)
+        return sorted(needed)
+
+    def _fuse(self) -> None:
+        """Let convolutions pass their rows on to what alone follows and treats every place for itself."""
+        users = Counter(i for n in self._needed for i in self._nodes[n].inputs)
+        users.update(output.node for output in self._outputs)
+        self._last_use = {i: n for n in self._needed for i in self._nodes[n].inputs}
+        self._fused: dict[int, int] = {}
+        for number in self._needed:
+            node = self._nodes[number]
+            head = self._fused.get(node.inputs[0], node.inputs[0]) if node.inputs else -1
+            before = self._nodes[head] if head >= 0 else None
+            if isinstance(node, _Rowwise) and isinstance(before, Convolution) and before.gave is None:
+                if users[node.inputs[0]] == 1:
+                    before.then.append(node)  # type: ignore[arg-type]
+                    self._fused[number] = head
+
+
+class _Output:
+    """Class logits that are elements of one node.
+
+    Args:
+        number: of the node.
+        node: the node.
+        logits: ``(B, A, C)`` of the complete network.
+        inside: ``(B, A, C)`` number of the element of the node that each logit is.
+        is_mine: ``(B, A, C)`` which of them are its.
+    """
+
+    def __init__(self, number: int, node: Node, logits: Tensor, inside: Tensor, is_mine: Tensor) -> None:
+        self.node, self.num_sites, self.num_anchors = number, node.sites.count, logits.shape[1]
+        self.num_frames, size = len(logits), node.sites.count * node.width
+        self.logits = logits.new_zeros(size)
+        self._weights = torch.zeros(len(logits), size, device=logits.device)
+        for frame, weights in enumerate(self._weights):
+            place = inside[frame][is_mine[frame]]
+            site = place.div(node.width, rounding_mode="floor")
+            element = node.sites.label[site] * node.width + place - site * node.width
+            weights.index_add_(0, element, weights.new_ones(len(element)))
+            self.logits[element] = logits[frame][is_mine[frame]]
+        self.logits, self._weights = self.logits.view(-1, node.width), self._weights.view(len(logits), -1, node.width)
+        self._scores = self.logits.float().sigmoid()
+
+    def gaps(self, delta: Delta, num_removals: int) -> Tensor:
+        """Give ``(removals, B)`` float64, see :meth:`IncrementalReplay.gaps`."""
+        delta = delta.over_all(self.logits.shape[1])
+        removal, site = split(delta.rows, self.num_sites)
+        scores = (self.logits[site] + delta.values[:-1]).float().sigmoid()
+        change = (scores - self._scores[site]).abs()
+        gaps = torch.zeros(num_removals, self.num_frames, dtype=torch.float64, device=change.device)
+        for frame, weights in enumerate(self._weights):
+            gaps[:, frame].index_add_(0, removal, (change * weights[site]).sum(dim=1, dtype=torch.float64))
+        return gaps / self.num_anchors
+
+
