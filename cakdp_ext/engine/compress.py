@@ -19,12 +19,13 @@ from cakdp_ext.config import ConfigError, dump_config, from_node
 from cakdp_ext.datasets import LidarDataset
 from cakdp_ext.engine.build import distill_config, load_source_config, restore_student
 from cakdp_ext.engine.choice import OPENPCDET, engine_name
+from cakdp_ext.engine.cut import Place
 from cakdp_ext.engine.data import build_split, evaluation_loader, one_frame
 from cakdp_ext.engine.distributed import Workers, barrier
 from cakdp_ext.engine.drive import train_with_openpcdet
 from cakdp_ext.engine.evaluate import evaluate_detector
-from cakdp_ext.engine.measure import cost_frames, measure_cost
-from cakdp_ext.engine.prune import make_plan, require_made_with, required_pruning, score, unpruned_student
+from cakdp_ext.engine.measure import cost_frames, device_name, measure_cost
+from cakdp_ext.engine.prune import CutRequest, make_plan, require_made_with, required_pruning, score, unpruned_student
 from cakdp_ext.engine.report import Birdview, BirdviewPanel, Report, ReportRow, console_table, render_report
 from cakdp_ext.engine.runs import LOG, RunFolder
 from cakdp_ext.engine.train import TrainRequest, train
@@ -128,7 +129,7 @@ def _plan(config: EasyDict, run: RunFolder, place: Workers, num_workers: int) ->
         return
     if not pruning.scores and pruning.criterion in RANKED:
         score(config, run, place, num_workers)
-    make_plan(config, run)
+    make_plan(config, run, CutRequest(Place(place.device), shows_costs=False))  # the report measures the result
 
 
 def _contestants(config: EasyDict, run: RunFolder, plan: PruningPlan, geometry: LidarGeometry) -> Iterator[Contestant]:
@@ -219,10 +220,9 @@ def _birdview(dataset: LidarDataset, contestants: Sequence[Contestant], place: W
 
 
 def _environment(place: Workers) -> dict[str, str]:
-    device = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else platform.processor() or "CPU"
     return {
         "cakdp_ext": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": f"{device}, {torch.get_num_threads()} threads" if place.device.type == "cpu" else device,
+        "device": device_name(place.device),
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from cakdp_ext.checkpoint import find_checkpoint, read_checkpoint
-from cakdp_ext.config import ConfigError, load_config
+from cakdp_ext.config import ConfigError, load_config, merge
 from cakdp_ext.datasets import LidarDataset
 from cakdp_ext.engine.build import (
     distill_config,
@@ -20,9 +22,13 @@ from cakdp_ext.engine.build import (
     require_same_world,
     restore_student,
 )
+from cakdp_ext.engine.cut import Cuts, Place
 from cakdp_ext.engine.data import build_split, evaluation_loader
 from cakdp_ext.engine.distributed import Workers
+from cakdp_ext.engine.measure import device_name
+from cakdp_ext.engine.plan_view import cost_table, plan_png, plan_table, write_whole
 from cakdp_ext.engine.runs import LOG, RunFolder
+from cakdp_ext.engine.sweep import SweepRow, sweep, sweep_csv, sweep_png, sweep_table
 from cakdp_ext.engine.train import settings_of
 from cakdp_ext.held_out import HELD_OUT, evenly_spaced
 from cakdp_ext.pruning import (
@@ -33,14 +39,16 @@ from cakdp_ext.pruning import (
     channel_graph,
     class_logits,
     criterion_of,
+    first_difference,
     import_score_table,
+    ladder_from_scores,
     load_scores,
     model_fingerprint,
-    plan_from_scores,
-    proportional_plan,
+    proportional_ladder,
     save_plan,
     save_scores,
     score_filters,
+    scored_by,
 )
 from cakdp_ext.types import Batch, FilterScores, LidarGeometry, PruningPlan
 
@@ -142,44 +150,113 @@ def _batches(dataset: LidarDataset, place: Workers, num_workers: int) -> Iterato
         yield batch.to(place.device)
 
 
-def make_plan(config: EasyDict, run: RunFolder) -> PruningPlan:
-    """Choose the filters that stay by MODEL.PRUNING.CRITERION and keep the plan in the run folder.
+def ask_for(config: EasyDict, budget: Mapping[str, Any], rules: Mapping[str, Any]) -> EasyDict:
+    """Lay what a command line says over MODEL.PRUNING; whatever is None stays as it is.
+
+    Args:
+        config: of ``load_config``; not changed.
+        budget: ``keep_ratio``, ``params``, ``macs`` and ``latency``; one that is given takes the place of all others.
+        rules: other keys of the section, by their names in ``PruningConfig``.
 
     Raises:
-        ConfigError: when there are no scores yet, not of every frame, or of another model, rule or split.
+        ConfigError: where the YAML has no such section.
+    """
+    required_pruning(config)
+    said = {key.upper(): value for key, value in {**budget, **rules}.items() if value is not None}
+    if any(value is not None for value in budget.values()):
+        said = {**dict.fromkeys(map(str.upper, budget)), **said}
+    return EasyDict(merge(config, {"MODEL": {"PRUNING": said}}))
+
+
+@dataclass(frozen=True)
+class CutRequest:
+    """What is shown of a cut before it is kept.
+
+    Attributes:
+        place: where costs are measured.
+        shows_costs: whether the whole network and the cut one are run and timed.
+        keeps: whether anything is written.
+    """
+
+    place: Place = field(default_factory=Place)
+    shows_costs: bool = True
+    keeps: bool = True
+
+
+def make_plan(config: EasyDict, run: RunFolder, request: CutRequest | None = None) -> PruningPlan:
+    """Choose the filters that stay, show what that comes to, and keep the plan and its picture in the run folder.
+
+    Raises:
+        ConfigError: when there are no scores yet, not of every frame, or of another model, rule or split; when no cut
+            is within the budget. Nothing is written then.
         ValueError: when a layer would be left without filters.
     """
-    pruning = required_pruning(config)
-    plan = _proportional(config, pruning) if pruning.criterion == PROPR else _by_scores(config, pruning, run)
+    request = request or CutRequest()
+    cuts = cuts_of(config, run, request.place)
+    plan = cuts.choose()
+    LOG.info("%s", plan_table(plan))
+    if request.shows_costs:
+        LOG.info("on %d frames, %s:\n%s", len(cuts.frames), device_name(request.place.device),
+                 cost_table({"before the cut": cuts.measure(None), "after the cut": cuts.measure(plan)}))  # fmt: skip
+    if not request.keeps:
+        LOG.info("nothing is written")
+        return plan
     save_plan(run.plan, plan)
-    LOG.info("%s\nplan in %s", plan_table(plan), run.plan)
+    title = f"{plan.keep_ratio:.1%} of the filters, by {criterion_of(plan)}"
+    write_whole(run.plan_picture, plan_png(plan, title))
+    LOG.info("plan in %s, picture in %s", run.plan, run.plan_picture)
     return plan
 
 
-def _proportional(config: EasyDict, pruning: PruningConfig) -> PruningPlan:
-    geometry = build_split(config, str(config.DATA_CONFIG.DATA_SPLIT["test"])).geometry
-    _, graph = _student_graph(config, geometry)
-    return proportional_plan(graph, pruning.keep_ratio, min_filters=pruning.min_filters)
+def sweep_cuts(
+    config: EasyDict, run: RunFolder, request: CutRequest, ratios: Sequence[float] = (), *, with_latency: bool = False
+) -> list[SweepRow]:
+    """Show what the cuts of several keep ratios cost, and keep the curve in the run folder as CSV and as a picture.
+
+    Args:
+        config: of ``load_config``, with ``MODEL.PRUNING``; its budget plays no part.
+        run: where the curve goes.
+        request: as in `make_plan`; costs are always counted.
+        ratios: see `sweep`.
+        with_latency: whether each cut is run and timed.
+
+    Raises:
+        ConfigError, ValueError: as `make_plan`, and for a ratio that cannot be cut. Nothing is written then.
+    """
+    cuts = cuts_of(config, run, request.place)
+    rows = sweep(cuts, ratios, with_latency=with_latency)
+    where = f"{len(cuts.frames)} frames, {device_name(request.place.device)}"
+    LOG.info("by %s where %s holds, on %s:\n%s", cuts.ladder.criterion, cuts.ladder.rules, where, sweep_table(rows))
+    if not request.keeps:
+        LOG.info("nothing is written")
+        return rows
+    write_whole(run.path / "sweep.csv", sweep_csv(rows))
+    write_whole(
+        run.path / "sweep.png", sweep_png(rows, f"{Path(config.CONFIG_FILE).name}: costs of the cut, on {where}")
+    )
+    LOG.info("curve in %s and %s", run.path / "sweep.csv", run.path / "sweep.png")
+    return rows
 
 
-def _by_scores(config: EasyDict, pruning: PruningConfig, run: RunFolder) -> PruningPlan:
-    """Plan from the run folder's scores, which must be whole, or from those that the YAML names."""
+def cuts_of(config: EasyDict, run: RunFolder, place: Place) -> Cuts:
+    """Find the cuts that MODEL.PRUNING leaves to choose from: by the scores, or without any (ProPr).
+
+    Raises:
+        ConfigError: as `make_plan`.
+    """
+    pruning = required_pruning(config)
+    if pruning.criterion == PROPR:
+        geometry = build_split(config, str(config.DATA_CONFIG.DATA_SPLIT["test"])).geometry
+        _, graph = _student_graph(config, geometry)
+        return Cuts(config, pruning, proportional_ladder(graph, pruning.rules), {}, place)
     dataset = scoring_frames(config)
     model, graph = _student_graph(config, dataset.geometry)
     scores = named_scores(pruning.scores, graph) if pruning.scores else _own_scores(run, pruning, dataset)
+    file = str(pruning.scores or run.scores)
     if scores.fingerprint and scores.fingerprint != model_fingerprint(model):
-        raise ConfigError(
-            f"{pruning.scores or run.scores} holds the scores of another model than {pruning.student.ckpt}; "
-            "score that one"
-        )
-    return plan_from_scores(
-        scores,
-        graph,
-        pruning.keep_ratio,
-        criterion=pruning.criterion,
-        min_filters=pruning.min_filters,
-        source={"scores": str(pruning.scores or run.scores)},
-    )
+        raise ConfigError(f"{file} holds the scores of another model than {pruning.student.ckpt}; score that one")
+    ladder = ladder_from_scores(scores, graph, pruning.criterion, pruning.rules)
+    return Cuts(config, pruning, ladder, {**scored_by(scores), "scores": file}, place)
 
 
 def _student_graph(config: EasyDict, geometry: LidarGeometry) -> tuple[nn.Module, ChannelGraph]:
@@ -216,36 +293,7 @@ def require_made_with(source: Mapping[str, Any], pruning: PruningConfig, where: 
     Raises:
         ConfigError: naming the first setting that differs.
     """
-    keys = ("criterion", "keep_ratio", "min_filters", *(() if pruning.scores else ("removal", "split")))
-    for key in keys:
-        asked = getattr(pruning, key)
-        if source.get(key, asked) != asked:
-            raise ConfigError(
-                f"{where} was made with {key.upper()} {source[key]}, now {asked} is asked for; use another --extra_tag"
-            )
-
-
-def plan_table(plan: PruningPlan) -> str:
-    """One line a layer: filters kept, of how many, as a bar; below, what they were chosen by and what sums tie."""
-    width = max(map(len, plan.num_filters))
-    lines = []
-    for layer, total in plan.num_filters.items():
-        kept = len(plan.keep_indices[layer])
-        bar = "#" * round(24 * kept / total)
-        lines.append(f"{layer:<{width}}  {kept:>5} of {total:<5} {bar}")
-    kept, total = sum(map(len, plan.keep_indices.values())), sum(plan.num_filters.values())
-    lines.append(f"{'all':<{width}}  {kept:>5} of {total:<5} ({plan.keep_ratio:.1%})")
-    return "\n".join([*lines, *_decisions(plan)])
-
-
-def _decisions(plan: PruningPlan) -> list[str]:
-    """Say how many decisions there were, and which layers' filters were decided on together."""
-    kept, total = plan.source.get("decisions", (None, None))
-    lines = [f"by {criterion_of(plan)}" + (f": {kept} of {total} decisions stay" if total else "")]
-    ties = plan.source.get("sums", ())
-    if ties:
-        lines.append("filters that meet in a sum are one decision, which counts once:")
-    for tie in ties:
-        stay, count = tie["decisions"]
-        lines.append(f"  {stay} of {count} stay: {' + '.join(tie['layers'])}")
-    return lines
+    difference = first_difference(source, pruning)
+    if difference is not None:
+        made, asked = difference
+        raise ConfigError(f"{where} was made with {made}, now {asked} is asked for; use another --extra_tag")

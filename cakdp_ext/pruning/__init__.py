@@ -10,7 +10,7 @@ the cut             ``apply_plan`` (a new network), ``apply_plan_`` (in place), 
 a student           ``channel_graph``, ``inherit_weights``, ``cut_student_`` for detectors that ``predict_dense``
 on disk             ``save_scores``, ``load_scores``, ``save_plan``, ``load_plan``, ``plan_to_dict``, ``plan_from_dict``
 what belongs        ``model_fingerprint`` (weights), ``architecture_fingerprint`` (names and shapes)
-what it costs       ``count_parameters``, ``count_macs``, ``count_macs_by``, ``measure_latency``, ``peak_memory``
+what it costs       ``count_parameters``, ``count_macs``, ``count_layers``, ``measure_latency``, ``peak_memory``
 ==================  ==================================================================================
 
 The folder knows no detector and no engine: it works on any network of convolutions (dense or spconv), linear layers,
@@ -28,22 +28,42 @@ from cakdp_ext.pruning.artefacts import (
     save_plan,
     save_scores,
 )
-from cakdp_ext.pruning.cost import (
+from cakdp_ext.pruning.cost import LatencyStats, MemoryPeak, measure_latency, peak_memory
+from cakdp_ext.pruning.counting import (
+    ACTIVATIONS,
     EXACT,
     THOP,
-    LatencyStats,
-    MacCount,
-    MemoryPeak,
+    LayerCount,
+    count_layers,
     count_macs,
-    count_macs_by,
     count_parameters,
-    measure_latency,
-    peak_memory,
 )
 from cakdp_ext.pruning.criteria import CAPR, CRITERIA, PROPR, RANKED
+from cakdp_ext.pruning.cut_cost import CutCost, CutCounter
 from cakdp_ext.pruning.graph import DEFAULT_SCOPE, ChannelGraph, Filter, ProducerLayer, Slot, trace_channels
-from cakdp_ext.pruning.plan import PruningConfig, criterion_of, plan_from_scores, proportional_plan
+from cakdp_ext.pruning.ladder import CutLadder, LayerRules, proportional_ladder, ranked_ladder
+from cakdp_ext.pruning.plan import (
+    ladder_from_scores,
+    plan_from_scores,
+    plan_of,
+    proportional_plan,
+    require_ratio,
+    scored_by,
+)
 from cakdp_ext.pruning.score import score_filters
+from cakdp_ext.pruning.settings import (
+    BUDGETS,
+    KEEP_RATIO,
+    LATENCY,
+    MACS,
+    PARAMS,
+    Budget,
+    PruningConfig,
+    criterion_of,
+    first_difference,
+    read_amount,
+    short,
+)
 from cakdp_ext.pruning.students import (
     channel_graph,
     class_logits,
@@ -56,17 +76,28 @@ from cakdp_ext.pruning.students import (
 from cakdp_ext.pruning.surgery import apply_plan, apply_plan_, masked, removed_filters
 
 __all__ = [
+    "ACTIVATIONS",
+    "BUDGETS",
     "CAPR",
     "CRITERIA",
     "DEFAULT_SCOPE",
     "EXACT",
+    "KEEP_RATIO",
+    "LATENCY",
+    "MACS",
+    "PARAMS",
     "PROPR",
     "RANKED",
     "THOP",
+    "Budget",
     "ChannelGraph",
+    "CutCost",
+    "CutCounter",
+    "CutLadder",
     "Filter",
     "LatencyStats",
-    "MacCount",
+    "LayerCount",
+    "LayerRules",
     "MemoryPeak",
     "ProducerLayer",
     "PruningConfig",
@@ -76,15 +107,17 @@ __all__ = [
     "architecture_fingerprint",
     "channel_graph",
     "class_logits",
+    "count_layers",
     "count_macs",
-    "count_macs_by",
     "count_parameters",
     "criterion_of",
     "cut_student_",
     "example_batch",
+    "first_difference",
     "import_score_table",
     "inherit_weights",
     "iou_branch",
+    "ladder_from_scores",
     "load_plan",
     "load_scores",
     "masked",
@@ -93,12 +126,19 @@ __all__ = [
     "peak_memory",
     "plan_from_dict",
     "plan_from_scores",
+    "plan_of",
     "plan_to_dict",
+    "proportional_ladder",
     "proportional_plan",
+    "ranked_ladder",
+    "read_amount",
     "removed_filters",
     "require_match",
+    "require_ratio",
     "save_plan",
     "save_scores",
     "score_filters",
+    "scored_by",
+    "short",
     "trace_channels",
 ]

@@ -1,10 +1,9 @@
-"""What does a network cost? Parameters, multiply-accumulates, latency, memory: counted and measured."""
+"""What does running a network take? Latency of single calls and peak memory, measured."""
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,44 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn.modules.conv import _ConvTransposeNd
-
-from cakdp_ext.pruning.layers import (
-    evaluating,
-    is_convolution,
-    is_norm,
-    is_sparse_conv,
-    num_filters,
-    num_inputs,
-    weight_of,
-)
-from cakdp_ext.pruning.rulebooks import num_pairs
-
-EXACT, THOP = "exact", "thop"
-"""Conventions of counting multiply-accumulates, see :func:`count_macs_by`."""
 
 _RESET_WITHIN = 16 * 2**20  # bytes; the kernel counts a process's pages in batches for each processor
-
-
-@dataclass(frozen=True)
-class MacCount:
-    """Multiply-accumulates of one forward.
-
-    Attributes:
-        layers: module name -> multiply-accumulates, in the order in which the modules first run.
-    """
-
-    layers: Mapping[str, int]
-
-    @property
-    def total(self) -> int:
-        """Sum over the layers."""
-        return sum(self.layers.values())
-
-    def under(self, prefix: str) -> int:
-        """Sum over the layers of one submodule."""
-        return sum(macs for name, macs in self.layers.items() if f"{name}.".startswith(f"{prefix}."))
 
 
 @dataclass(frozen=True)
@@ -68,95 +31,6 @@ class MemoryPeak:
     """Largest amount of memory in use; ``num_bytes`` is None until measured and where it cannot be."""
 
     num_bytes: int | None = None
-
-
-def count_parameters(model: nn.Module, *, trainable_only: bool = True) -> int:
-    """Count the parameters of a network, shared ones once."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
-
-
-def count_macs(run: Callable[[nn.Module], Any], model: nn.Module) -> MacCount:
-    """Count the multiply-accumulates of convolutions and linear layers in one forward.
-
-    A dense layer counts every output value, padding included; a sparse convolution counts the pairs of input and
-    output voxels that its rulebook really holds. Norms, activations and what the network's own code multiplies do not
-    count.
-
-    Args:
-        run: does one forward of the network, in eval mode; give it one frame for the cost of a frame.
-        model: the network.
-
-    Returns:
-        Counts by layer, for all frames that ``run`` processes together.
-    """
-    return count_macs_by(run, model, (EXACT,))[EXACT]
-
-
-def count_macs_by(
-    run: Callable[[nn.Module], Any], model: nn.Module, conventions: Sequence[str] = (EXACT, THOP)
-) -> dict[str, MacCount]:
-    """Count the multiply-accumulates of one forward, by several conventions at once.
-
-    ``exact`` is :func:`count_macs`. ``thop`` is what the paper's figures were counted by, THOP with a rule for spconv.
-    It differs: a transposed convolution costs the whole kernel for every output value, stride x stride times what it
-    multiplies; each value that goes into a batch norm costs 2, each that a convolution adds its bias to 1 (a sparse
-    one: each voxel); inverse sparse convolutions cost nothing.
-
-    Args:
-        run: as there.
-        model: the network.
-        conventions: of ``exact`` and ``thop``.
-
-    Returns:
-        Convention -> counts by layer, of which ``thop`` has the norms too.
-
-    Source: the counter is named in the published code of CaKDP (CVPR 2024) and of SparseKD (NeurIPS 2022).
-    """
-    counts: dict[str, dict[str, int]] = {name: defaultdict(int) for name in conventions}
-
-    def counting(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            for convention, layers in counts.items():
-                if convention == THOP or not is_norm(module):
-                    layers[name] += _COUNTERS[convention](module, args[0], output)
-
-        return hook
-
-    layers = [(name, module) for name, module in model.named_modules() if is_convolution(module) or is_norm(module)]
-    hooks = [module.register_forward_hook(counting(name)) for name, module in layers]
-    try:
-        with evaluating(model):
-            run(model)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {convention: MacCount(dict(layers)) for convention, layers in counts.items()}
-
-
-def _exact(module: nn.Module, input: Any, output: Any) -> int:
-    """Multiply-accumulates of one call of a convolution or linear layer."""
-    if is_sparse_conv(module):
-        return num_pairs(module, input, output) * num_inputs(module) * num_filters(module)
-    weights = weight_of(module).numel()
-    if isinstance(module, _ConvTransposeNd):
-        return input.numel() * weights // num_inputs(module)
-    return output.numel() * weights // num_filters(module)
-
-
-def _thop(module: nn.Module, input: Any, output: Any) -> int:
-    """What THOP counts of one call."""
-    if is_norm(module):
-        return 2 * input.numel()
-    if isinstance(module, nn.Linear):
-        return _exact(module, input, output)
-    has_bias = getattr(module, "bias", None) is not None
-    if is_sparse_conv(module):
-        return 0 if module.inverse else _exact(module, input, output) + has_bias * len(output.features)
-    products = weight_of(module)[0, 0].numel() * num_inputs(module) // int(getattr(module, "groups", 1))
-    return output.numel() * (products + has_bias)
-
-
-_COUNTERS = {EXACT: _exact, THOP: _thop}
 
 
 def measure_latency(

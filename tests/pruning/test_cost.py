@@ -19,8 +19,8 @@ from cakdp_ext.pruning import (
     EXACT,
     THOP,
     cost,
+    count_layers,
     count_macs,
-    count_macs_by,
     count_parameters,
     measure_latency,
     peak_memory,
@@ -56,7 +56,7 @@ def test_dense_layers_by_the_papers_counter():
         nn.Flatten(),
         nn.Linear(4 * 10 * 14, 5),
     )
-    counts = count_macs_by(lambda m: m(torch.randn(2, 3, 10, 14)), net)
+    counts = count_layers(lambda m: m(torch.randn(2, 3, 10, 14)), net)
     assert counts[EXACT].layers == count_macs(lambda m: m(torch.randn(2, 3, 10, 14)), net).layers
     assert counts[THOP].layers == {
         "0": 2 * 5 * 7 * 8 * 3 * 9,
@@ -72,7 +72,7 @@ def test_sparse_layers_by_the_papers_counter():
     up = spconv.SparseInverseConv3d(5, 4, 3, bias=False, indice_key="down")
     with torch.no_grad():
         num_out = len(net.eval()(sparse_input()).features)
-    counts = count_macs_by(lambda m: m(sparse_input()), nn.Sequential(*net, up))
+    counts = count_layers(lambda m: m(sparse_input()), nn.Sequential(*net, up))
     exact, thop = counts[EXACT].layers, counts[THOP].layers
     assert exact["0"] == exact["1"] > 0
     assert thop == {"0": exact["0"] + num_out, "1": 0}
