@@ -30,8 +30,15 @@ def require_criterion(criterion: object, known: Sequence[str] = CRITERIA) -> Non
 
 
 def group_scores(scores: FilterScores, graph: ChannelGraph) -> np.ndarray:
-    """Give ``(groups,)`` float64: the sum of the scores of each group's filters."""
-    return np.array([sum(float(scores.values[layer][index]) for layer, index in group) for group in graph.groups])
+    """Give ``(groups,)`` float64: the sum of the scores of each group's filters.
+
+    After a race the same numbers are dealt out anew: those that the race decided to keep get the largest, those that it
+    decided to drop the smallest, because they were not measured on the same frames as the others.
+    """
+    values = np.array([sum(float(scores.values[layer][index]) for layer, index in group) for group in graph.groups])
+    if scores.race is not None:
+        values[np.lexsort((values, scores.race.decided))] = np.sort(values)
+    return values
 
 
 def best_first(values: np.ndarray, criterion: str) -> list[int]:

@@ -18,7 +18,7 @@ from cakdp_ext.pruning.replay import Absence, SuffixReplay
 from cakdp_ext.types import Batch
 
 REMOVALS = ("channel", "zero_weight")
-EXACT, PLAIN = "exact", "plain"
+EXACT_SCORING, PLAIN_SCORING = "exact", "plain"
 _NUM_CHECKED = 3
 _CHECK_TOLERANCE = {"rtol": 1e-3, "atol": 1e-6}
 
@@ -49,18 +49,18 @@ class FrameGaps:
         graph: ChannelGraph,
         removal: str = "channel",
         *,
-        method: str = EXACT,
+        method: str = EXACT_SCORING,
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        for name, value, known in (("removal", removal, REMOVALS), ("method", method, (EXACT, PLAIN))):
+        for name, value, known in (("removal", removal, REMOVALS), ("method", method, (EXACT_SCORING, PLAIN_SCORING))):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         self._model, self._predict, self._graph, self._removal = model, predict, graph, removal
         self._progress = progress or (lambda _: None)
-        self._ways = {EXACT: [self._incremental, self._replayed], PLAIN: [self._plain]}[method]
+        self._ways = {EXACT_SCORING: [self._incremental, self._replayed], PLAIN_SCORING: [self._plain]}[method]
         self._is_checked = False
 
-    def measure(self, batch: Batch, wanted: Sequence[int] | None = None) -> np.ndarray:
+    def measure(self, batch: Batch, wanted: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Give ``(B, groups)`` float64: what Eq. 4 sums, for every group absent in turn.
 
         Args:
@@ -92,9 +92,7 @@ class FrameGaps:
             except NotUnderstoodError as reason:
                 if len(self._ways) == 1:
                     raise
-                warnings.warn(
-                    f"filters are scored by repeating whole layers, which is slower: {reason}", stacklevel=2
-                )
+                warnings.warn(f"filters are scored by repeating whole layers, which is slower: {reason}", stacklevel=2)
                 del self._ways[0]
 
     @contextmanager
@@ -115,14 +113,15 @@ class FrameGaps:
         """
         groups = self._graph.groups
         numbers = sorted({round(i * (len(groups) - 1) / (_NUM_CHECKED - 1)) for i in range(_NUM_CHECKED)})
-        for number in numbers:
-            fast = measure([groups[number]])
-            with self._plain(batch) as (plainly, _):
-                plain = plainly([groups[number]])
-            if not torch.allclose(fast, plain, **_CHECK_TOLERANCE, equal_nan=True):
+        some = [groups[number] for number in numbers]
+        fast = measure(some).cpu()
+        with self._plain(batch) as (plainly, _):
+            plain = plainly(some).cpu()
+        for group, quick, slow in zip(some, fast, plain, strict=True):
+            if not torch.allclose(quick, slow, **_CHECK_TOLERANCE, equal_nan=True):
                 raise NotUnderstoodError(
-                    f"without filter {groups[number][0].channel} of {groups[number][0].layer} the predictions change "
-                    f"by {plain.tolist()}, not by {fast.tolist()}"
+                    f"without filter {group[0].channel} of {group[0].layer} the predictions change by {slow.tolist()}, "
+                    f"not by {quick.tolist()}"
                 )
 
     @contextmanager

@@ -64,6 +64,7 @@ def plan_from_scores(
     Source: CaKDP (Zhang et al., CVPR 2024), Eq. 5 and section 5.2; number of filters as in the authors' released code.
     """
     require_ratio(keep_ratio)
+    require_race_for(scores, keep_ratio)
     rules = LayerRules(min_filters, round_to, tuple(protect))
     ladder = ladder_from_scores(scores, graph, criterion, rules)
     origin = {"keep_ratio": float(keep_ratio), **scored_by(scores), **(source or {})}
@@ -116,9 +117,24 @@ def ladder_from_scores(scores: FilterScores, graph: ChannelGraph, criterion: str
     return ranked_ladder(graph, group_scores(scores, graph), criterion, rules)
 
 
+def require_race_for(scores: FilterScores, keep_ratio: float | None) -> None:
+    """Refuse the scores of a race that was about another cut.
+
+    Raises:
+        ValueError: naming the keep ratio that it was about.
+    """
+    if scores.race is not None and scores.race.keep_ratio != keep_ratio:
+        raise ValueError(
+            f"these filters raced for KEEP_RATIO {scores.race.keep_ratio}, which tells nothing about another cut; "
+            "score them exactly (tools/score_filters.py --mode exact), or race for this one"
+        )
+
+
 def scored_by(scores: FilterScores) -> dict[str, Any]:
     """Say in a plan's ``source`` where its scores came from."""
+    race = scores.race
     return {
+        **({} if race is None else {"race": {"confidence": race.confidence, "agreement": race.agreement}}),
         "removal": scores.removal,
         "split": scores.split,
         "num_frames": len(scores.frame_ids),

@@ -167,4 +167,3 @@ def _version(output: Any) -> int:
 
 def _copy(output: Any) -> Any:
     return with_values(output, values_of(output).clone()) if is_tensor_like(output) else output
-

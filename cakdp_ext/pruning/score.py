@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cakdp_ext import __version__
 from cakdp_ext.pruning.artefacts import model_fingerprint
-from cakdp_ext.pruning.gaps import EXACT, FrameGaps
+from cakdp_ext.pruning.gaps import EXACT_SCORING, FrameGaps
 from cakdp_ext.pruning.graph import ChannelGraph
 from cakdp_ext.types import Batch, FilterScores
 
@@ -23,7 +23,7 @@ def score_filters(
     *,
     removal: str = "channel",
     split: str = "",
-    method: str = EXACT,
+    method: str = EXACT_SCORING,
     previous: FilterScores | None = None,
     on_frame: Callable[[FilterScores], None] | None = None,
     progress: Callable[[int], None] | None = None,

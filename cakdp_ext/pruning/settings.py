@@ -10,12 +10,14 @@ from typing import Any
 
 from cakdp_ext.config import ModelSource
 from cakdp_ext.pruning.criteria import CAPR, require_criterion
+from cakdp_ext.pruning.gaps import EXACT_SCORING, PLAIN_SCORING, REMOVALS
 from cakdp_ext.pruning.ladder import LayerRules
 from cakdp_ext.pruning.plan import require_ratio
-from cakdp_ext.pruning.score import REMOVALS
 from cakdp_ext.types import PruningPlan
 
 INITIAL_WEIGHTS = ("inherited", "random")
+RACE = "race"
+SCORINGS = (EXACT_SCORING, RACE, PLAIN_SCORING)
 KEEP_RATIO, PARAMS, MACS, LATENCY = BUDGETS = ("keep_ratio", "params", "macs", "latency")
 _AMOUNT = re.compile(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*")
 _COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
@@ -67,6 +69,9 @@ class PruningConfig:
         initial_weights: ``inherited``: those of the filters that stay; ``random``: fresh ones in the same shape.
         split: data split that the filters are scored on.
         num_frames: how many frames of it, evenly spaced; 0 takes all.
+        scoring: ``exact``: every filter on every frame; ``race``: frames are added until it is settled which filters
+            ``keep_ratio`` keeps; ``plain``: what ``exact`` gives, by running the whole network for every filter.
+        confidence: of a race: a filter leaves it when its chance to be on the other side of the cut is below 1 - this.
     """
 
     student: ModelSource
@@ -84,18 +89,22 @@ class PruningConfig:
     initial_weights: str = "inherited"
     split: str = "held_out"
     num_frames: int = 0
+    scoring: str = EXACT_SCORING
+    confidence: float = 0.99
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "protect", (self.protect,) if isinstance(self.protect, str) else tuple(self.protect))
         _ = self.budget
         require_criterion(self.criterion)
-        for name, known in (("removal", REMOVALS), ("initial_weights", INITIAL_WEIGHTS)):
+        for name, known in (("removal", REMOVALS), ("initial_weights", INITIAL_WEIGHTS), ("scoring", SCORINGS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name.upper()} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         for name, least in (("min_filters", 0), ("num_frames", 0), ("round_to", 1)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name.upper()} must be a whole number of at least {least}, got {value!r}")
+        if isinstance(self.confidence, bool) or not isinstance(self.confidence, float) or not 0 < self.confidence < 1:
+            raise ValueError(f"CONFIDENCE must be a number between 0 and 1, got {self.confidence!r}")
         if not all(isinstance(pattern, str) for pattern in self.protect):
             raise ValueError(f"PROTECT must be a list of layer names or patterns, got {list(self.protect)!r}")
 

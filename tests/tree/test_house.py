@@ -104,7 +104,7 @@ def test_every_tool_names_a_missing_yaml_in_one_line(tool, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("script", ["dist_train.sh", "dist_test.sh", "dist_compress.sh"])
+@pytest.mark.parametrize("script", ["dist_train.sh", "dist_test.sh", "dist_compress.sh", "dist_score_filters.sh"])
 def test_shell_scripts_explain_themselves(script):
     done = subprocess.run(["bash", ROOT / "tools" / script], capture_output=True, text=True)
     assert done.returncode == 2

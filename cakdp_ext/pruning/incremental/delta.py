@@ -34,21 +34,21 @@ class Delta:
     def index(self, num_removals: int, num_sites: int) -> Tensor:
         """Give ``(removals, U + 1)`` int64: the row of ``values`` for each place; place U, none, never changes."""
         missing = len(self.rows)
-        index = torch.full((num_removals, num_sites + 1), missing, dtype=torch.int64, device=self.rows.device)
-        removal, site = split(self.rows, num_sites)
-        index[removal, site] = torch.arange(missing, device=self.rows.device)
-        return index
+        index = torch.full((num_removals * (num_sites + 1),), missing, dtype=torch.int64, device=self.rows.device)
+        removal, _ = split(self.rows, num_sites)
+        index.scatter_(0, self.rows + removal, torch.arange(missing, device=self.rows.device))
+        return index.view(num_removals, num_sites + 1)
 
 
 def split(rows: Tensor, num_sites: int) -> tuple[Tensor, Tensor]:
-    """Give the removal and the place of each row."""
-    removal = rows.div(num_sites, rounding_mode="floor")
+    """Give the removal and the place of each of some ascending rows."""
+    removal = rows.div(num_sites, rounding_mode="floor") if len(rows) and int(rows[-1]) >= num_sites else rows * 0
     return removal, rows - removal * num_sites
 
 
 def rows_of(is_changed: Tensor) -> Tensor:
     """Give the rows of ``(removals, U)`` marks."""
-    return is_changed.flatten().nonzero().flatten()
+    return is_changed.reshape(-1).nonzero().flatten()
 
 
 def silenced(delta: Delta | None, channels: Mapping[int, Tensor], values: Tensor, num_removals: int) -> Delta:

@@ -148,7 +148,10 @@ class Mover:
             sites,
             width,
             tuple(numbers),
-            tuple(Block(source, reads[some], taken, become) for source, reads, taken, become in blocks),
+            tuple(
+                Block(source, reads[some], taken, become, _counts_up(taken, sources[source].width))
+                for source, reads, taken, become in blocks
+            ),
             tuple(node.sites.count for node in sources),
             tuple(node.width for node in sources),
         )
@@ -206,8 +209,10 @@ class Mover:
             axis = min(1, tensor.ndim - 1)
             number = self.node(tensor, axis)
             moved = tensor.movedim(axis, -1)
-            return (torch.arange(moved.numel(), device=tensor.device) + self._starts[number]).view(moved.shape).movedim(
-                -1, axis
+            return (
+                (torch.arange(moved.numel(), device=tensor.device) + self._starts[number])
+                .view(moved.shape)
+                .movedim(-1, axis)
             )
         return self.elements(tensor)
 
@@ -269,9 +274,7 @@ def _run_on_numbers(func: Any, name: str, numbers: Any, rest: tuple[Any, ...], k
     return func(numbers, *rest, **kwargs)
 
 
-def _columns_together(
-    reads: Tensor, channel: Tensor, is_mine: Tensor
-) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+def _columns_together(reads: Tensor, channel: Tensor, is_mine: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
     """Sort the columns of a matrix by which places they are read from.
 
     Args:
@@ -293,6 +296,10 @@ def _columns_together(
     for kind, one in enumerate(kinds.representatives.tolist()):
         mine = columns[kinds.label == kind]
         yield reads[:, columns[one]], highest[mine], mine
+
+
+def _counts_up(channels: Tensor, width: int) -> bool:
+    return len(channels) == width and torch.equal(channels, torch.arange(width, device=channels.device))
 
 
 def _is_whole(tensor: Tensor) -> bool:

@@ -216,12 +216,14 @@ class Block:
         reads: ``(U,)`` int64 place of it behind every place; its number of places for none.
         taken: ``(c,)`` channels of the input.
         become: ``(c,)`` channels of the output.
+        takes_all: whether ``taken`` is all of the input's channels in their order.
     """
 
     source: int
     reads: Tensor
     taken: Tensor
     become: Tensor
+    takes_all: bool
 
 
 @dataclass
@@ -246,22 +248,34 @@ class Rearrangement(Node):
 
     def change(self, deltas: Sequence[Delta | None], removals: Removals) -> Delta | None:
         """See :meth:`Node.change`."""
-        moved = [(block, deltas[block.source]) for block in self.blocks if deltas[block.source] is not None]
+        moved = [(block, delta) for block in self.blocks if (delta := deltas[block.source]) is not None]
         if not moved:
             return None
-        index = {b.source: d.index(removals.number, self.counts[b.source]) for b, d in moved}  # type: ignore[union-attr]
+        index = {block.source: delta.index(removals.number, self.counts[block.source]) for block, delta in moved}
         reads = [index[block.source][:, block.reads] for block, _ in moved]
         is_changed = torch.zeros_like(reads[0], dtype=torch.bool)
         for read, (_, delta) in zip(reads, moved, strict=True):
-            is_changed |= read < len(delta.rows)  # type: ignore[union-attr]
-        rows, values = rows_of(is_changed), moved[0][1].values  # type: ignore[union-attr]
-        become = torch.cat([block.become for block, _ in moved])
-        channels, column = become.unique(return_inverse=True)
-        values = values.new_zeros(len(rows) + 1, len(channels))
-        start = 0
-        for read, (block, delta) in zip(reads, moved, strict=True):
-            source = delta.over_all(self.widths[block.source]).values  # type: ignore[union-attr]
-            found = source.index_select(0, read.flatten()[rows])
-            values[:-1].index_add_(1, column[start : start + len(block.taken)], found[:, block.taken])
-            start += len(block.taken)
-        return Delta(rows, values, None if len(channels) == self.width else channels)
+            is_changed |= read < len(delta.rows)
+        rows = rows_of(is_changed)
+        found = [
+            delta.over_all(self.widths[block.source]).values.index_select(0, _with_last(read, rows, len(delta.rows)))
+            for read, (block, delta) in zip(reads, moved, strict=True)
+        ]
+        taken = [
+            each if block.takes_all else each[:, block.taken] for each, (block, _) in zip(found, moved, strict=True)
+        ]
+        return self._together(rows, [block.become for block, _ in moved], taken)
+
+    def _together(self, rows: Tensor, become: Sequence[Tensor], values: Sequence[Tensor]) -> Delta:
+        """Put the blocks side by side; where several become the same channel, at different places, they add up."""
+        channels, column = torch.cat(list(become)).unique(return_inverse=True)
+        is_sorted = len(channels) == len(column) and torch.equal(column, torch.arange(len(column), device=rows.device))
+        together = values[0] if len(values) == 1 else torch.cat(list(values), dim=1)
+        if not is_sorted:
+            together = together.new_zeros(len(together), len(channels)).index_add_(1, column, together)
+        return Delta(rows, together, None if len(channels) == self.width else channels)
+
+
+def _with_last(read: Tensor, rows: Tensor, last: int) -> Tensor:
+    """Say which rows to read for some rows of the output, and for the zero row at its end."""
+    return torch.cat([read.reshape(-1).index_select(0, rows), rows.new_tensor([last])])

@@ -46,8 +46,8 @@ class KernelProduct:
             then: what is done with the rows before they are written.
         """
         index = delta.index(num_removals, self.num_inputs)
-        is_changed = index < len(delta.rows)
-        rows = rows_of(is_changed[:, self.table.flatten()].view(num_removals, *self.table.shape).any(dim=2))
+        is_changed = (index < len(delta.rows)).t().contiguous().index_select(0, self.table.flatten())
+        rows = rows_of(is_changed.view(*self.table.shape, num_removals).any(dim=1).t())
         weight = self.weight if delta.channels is None else self.weight[:, :, delta.channels]
         out = torch.empty(len(rows) + 1, len(weight), dtype=weight.dtype, device=weight.device)
         out[-1] = 0
@@ -74,8 +74,9 @@ class KernelProduct:
         for start in range(0, number, size):
             these = slice(start, min(start + size, number)) if mine is None else mine[start : start + size]
             removal, site = split(rows[these], self.num_outputs)
-            reads = index[removal[:, None], table[site]]
-            block = values.index_select(0, reads.flatten()).view(len(reads), -1)
+            places = table.index_select(0, site) + (removal * (self.num_inputs + 1))[:, None]
+            reads = index.view(-1).index_select(0, places.flatten())
+            block = values.index_select(0, reads).view(len(site), -1)
             change = matrix(block)
             out[these] = change if then is None else then(change, site)
 
@@ -102,10 +103,10 @@ class _Matrix:
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight.contiguous()
         is_float = weight.dtype == torch.float32 and weight.device.type == "cpu"
-        self._has_onednn = is_float and torch.backends.mkldnn.is_available()
+        self._has_onednn = is_float and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Give ``(n, C_out)``."""
-        if self._has_onednn and len(rows) >= 16 and rows.shape[1]:
-            return torch.ops.aten.mkldnn_linear(rows.to_mkldnn(), self.weight).to_dense()
+        if self._has_onednn and len(rows) and rows.shape[1]:
+            return torch.ops.mkldnn._linear_pointwise(rows, self.weight, None, "none", [], "")
         return functional.linear(rows, self.weight)

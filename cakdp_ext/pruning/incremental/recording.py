@@ -119,7 +119,11 @@ class Recorder(TorchDispatchMode):
             return self._mover.give_up(func(data, *rest, **kwargs), str(reason))
         source, plain = self.nodes[number], _out_of_place_overload(func)
         node = Pointwise(
-            source.sites, source.width, (number,), lambda v: plain(v, *rest, **kwargs), _rows(before, axis, source.sites)
+            source.sites,
+            source.width,
+            (number,),
+            lambda v: plain(v, *rest, **kwargs),
+            _rows(before, axis, source.sites),
         )
         output = func(data, *rest, **kwargs)
         self._mover.put(output, node, axis)
@@ -206,7 +210,7 @@ class Recorder(TorchDispatchMode):
         padded = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
         wanted = padded[product.table[some]].flatten(1) @ product.weight.flatten(1).t()
         wanted = wanted if bias is None else wanted + bias.detach()
-        scale = float(gave[some].abs().max()) if len(some) else 0.0
+        scale = float(gave[some].abs().nan_to_num().max()) if len(some) else 0.0
         if not torch.allclose(wanted, gave[some], rtol=1e-3, atol=1e-3 * scale, equal_nan=True):
             raise NotUnderstoodError("its outputs are not those that its geometry and weights give")
 
@@ -227,4 +231,3 @@ def _out_of_place_overload(func: Any) -> Callable[..., Tensor]:
         return func
     packet = getattr(torch.ops.aten, func._schema.name.removeprefix("aten::").rstrip("_"))
     return getattr(packet, func._overloadname)
-

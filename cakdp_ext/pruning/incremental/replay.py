@@ -1,11 +1,10 @@
-"""What changes when channels are absent? One forward is recorded; of each further one only the differences are computed."""
+"""What changes when channels are absent? One forward is recorded; of others only the differences are computed."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +84,8 @@ class IncrementalReplay:
             groups: of the graph; computed together.
 
         Returns:
-            ``(groups, B)`` float64: the sum of \|p - p'\| over anchors and classes, divided by the number of anchors.
+            ``(groups, B)`` float64: absolute differences of the probabilities, summed over anchors and classes,
+            divided by the number of anchors.
 
         Source: CaKDP (Zhang et al., CVPR 2024), Eq. 4, the summand.
         """
@@ -189,11 +189,11 @@ class _Output:
         """Give ``(removals, B)`` float64, see :meth:`IncrementalReplay.gaps`."""
         delta = delta.over_all(self.logits.shape[1])
         removal, site = split(delta.rows, self.num_sites)
-        scores = (self.logits[site] + delta.values[:-1]).float().sigmoid()
-        change = (scores - self._scores[site]).abs()
+        scores = (self.logits.index_select(0, site) + delta.values[:-1]).float().sigmoid()
+        change = (scores - self._scores.index_select(0, site)).abs()
         gaps = torch.zeros(num_removals, self.num_frames, dtype=torch.float64, device=change.device)
+        lengths = removal.bincount(minlength=num_removals).tolist()
         for frame, weights in enumerate(self._weights):
-            gaps[:, frame].index_add_(0, removal, (change * weights[site]).sum(dim=1, dtype=torch.float64))
+            of_rows = (change * weights.index_select(0, site)).sum(dim=1, dtype=torch.float64)
+            gaps[:, frame] = torch.stack([part.sum() for part in of_rows.split(lengths)])
         return gaps / self.num_anchors
-
-

@@ -102,12 +102,12 @@ def _sparse_kernel(module: Any, input: Any) -> Kernel:
     if not module.inverse:
         return _kernel(module, bool(module.transposed))
     book = input.indice_dict[module.indice_key]
-    return Kernel(*(tuple(v) for v in (book.ksize, book.stride, book.padding, book.dilation)), is_transposed=True)
+    return Kernel(tuple(book.ksize), tuple(book.stride), tuple(book.padding), tuple(book.dilation), is_transposed=True)
 
 
 def _kernel(module: Any, is_transposed: bool) -> Kernel:
-    values = (module.kernel_size, module.stride, module.padding, module.dilation)
-    return Kernel(*(tuple(v) for v in values), is_transposed=is_transposed)
+    size, stride, padding, dilation = module.kernel_size, module.stride, module.padding, module.dilation
+    return Kernel(tuple(size), tuple(stride), tuple(padding), tuple(dilation), is_transposed)
 
 
 def _ravel(frame: Tensor, at: Tensor, grid: Sequence[int]) -> Tensor:
