@@ -181,8 +181,8 @@ class _Stage:
         """Measure some groups on some frames, except where that is on record already."""
         todo = {frame: missing for frame in frame_ids if len(missing := _missing(scores, frame, wanted))}
         LOG.info(
-            "scoring %d filters on %d frames, %d done",
-            sum(len(self.graph.groups[n]) for n in wanted), len(frame_ids), len(frame_ids) - len(todo),
+            "scoring %d filters on %d frames of %s, %d done",
+            sum(len(self.graph.groups[n]) for n in wanted), len(frame_ids), scores.split, len(frame_ids) - len(todo),
         )  # fmt: skip
         if not todo:
             return scores
