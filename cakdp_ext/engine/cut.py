@@ -155,8 +155,8 @@ class Cuts:
 
     def _out_of_reach(self, budget: Budget, least: float, most: float) -> ConfigError:
         return ConfigError(
-            f"MODEL.PRUNING.{budget} cannot be met: cuts of this network by {self.ladder.criterion} have "
-            f"{budget.text(least)} to {budget.text(most)} where {self.ladder.rules} holds; ask for more, or relax that"
+            f"MODEL.PRUNING.{budget} cannot be met: cuts of this network by {self.ladder.criterion} with "
+            f"{self.ladder.rules} have {budget.text(least)} to {budget.text(most)}; ask for more, or relax the rules"
         )
 
 

@@ -87,7 +87,7 @@ def plan_png(plan: PruningPlan, title: str) -> bytes:
     axis.margins(x=0.12, y=0.01)
     axis.set_xlabel("filters")
     axis.set_title(title, fontsize=11, loc="left")
-    axis.legend(loc="lower right", frameon=False, fontsize=9)
+    figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=9)
     return png(figure)
 
 

@@ -32,6 +32,7 @@ from cakdp_ext.engine.sweep import SweepRow, sweep, sweep_csv, sweep_png, sweep_
 from cakdp_ext.engine.train import settings_of
 from cakdp_ext.held_out import HELD_OUT, evenly_spaced
 from cakdp_ext.pruning import (
+    BUDGETS,
     PROPR,
     RANKED,
     ChannelGraph,
@@ -155,7 +156,7 @@ def ask_for(config: EasyDict, budget: Mapping[str, Any], rules: Mapping[str, Any
 
     Args:
         config: of ``load_config``; not changed.
-        budget: ``keep_ratio``, ``params``, ``macs`` and ``latency``; one that is given takes the place of all others.
+        budget: ``keep_ratio``, ``params``, ``macs`` or ``latency``; one that is given takes the place of all others.
         rules: other keys of the section, by their names in ``PruningConfig``.
 
     Raises:
@@ -164,7 +165,7 @@ def ask_for(config: EasyDict, budget: Mapping[str, Any], rules: Mapping[str, Any
     required_pruning(config)
     said = {key.upper(): value for key, value in {**budget, **rules}.items() if value is not None}
     if any(value is not None for value in budget.values()):
-        said = {**dict.fromkeys(map(str.upper, budget)), **said}
+        said = {**dict.fromkeys(map(str.upper, BUDGETS)), **said}
     return EasyDict(merge(config, {"MODEL": {"PRUNING": said}}))
 
 
@@ -226,7 +227,7 @@ def sweep_cuts(
     cuts = cuts_of(config, run, request.place)
     rows = sweep(cuts, ratios, with_latency=with_latency)
     where = f"{len(cuts.frames)} frames, {device_name(request.place.device)}"
-    LOG.info("by %s where %s holds, on %s:\n%s", cuts.ladder.criterion, cuts.ladder.rules, where, sweep_table(rows))
+    LOG.info("by %s with %s, on %s:\n%s", cuts.ladder.criterion, cuts.ladder.rules, where, sweep_table(rows))
     if not request.keeps:
         LOG.info("nothing is written")
         return rows

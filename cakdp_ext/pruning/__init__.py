@@ -28,7 +28,15 @@ from cakdp_ext.pruning.artefacts import (
     save_plan,
     save_scores,
 )
-from cakdp_ext.pruning.cost import LatencyStats, MemoryPeak, measure_latency, peak_memory
+from cakdp_ext.pruning.cost import (
+    REST,
+    LatencyStats,
+    MemoryPeak,
+    PartCost,
+    measure_latency,
+    measure_parts,
+    peak_memory,
+)
 from cakdp_ext.pruning.counting import (
     ACTIVATIONS,
     EXACT,
@@ -88,6 +96,7 @@ __all__ = [
     "PARAMS",
     "PROPR",
     "RANKED",
+    "REST",
     "THOP",
     "Budget",
     "ChannelGraph",
@@ -99,6 +108,7 @@ __all__ = [
     "LayerCount",
     "LayerRules",
     "MemoryPeak",
+    "PartCost",
     "ProducerLayer",
     "PruningConfig",
     "Slot",
@@ -122,6 +132,7 @@ __all__ = [
     "load_scores",
     "masked",
     "measure_latency",
+    "measure_parts",
     "model_fingerprint",
     "peak_memory",
     "plan_from_dict",
