@@ -12,7 +12,7 @@ from random_cut import randomize_norms
 from tiny_world import command, contents
 
 from cakdp_ext.checkpoint import write_checkpoint
-from cakdp_ext.config import ConfigError
+from cakdp_ext.config import ConfigError, load_config
 from cakdp_ext.engine.build import build_full, build_student
 from cakdp_ext.engine.cut import LATENCY_STEPS, Place
 from cakdp_ext.engine.data import build_split
@@ -184,7 +184,9 @@ def test_latency_of_every_candidate_is_measured_and_printed(prune):
     outcome, run = prune("--latency", "1000s", "--frames", 2)
     assert outcome.out.count("measured p50") == 1
     assert "the whole network is within LATENCY" in outcome.out
-    assert load_plan(run.plan).source["reached"] > 0
+    source = load_plan(run.plan).source
+    assert source["reached"] > 0
+    assert source["measured_on"] in outcome.out
 
 
 def test_a_sweep_is_the_costs_of_its_cuts(prune, config):
@@ -231,6 +233,7 @@ def test_the_yaml_says_all_that_the_command_line_says(world, scored, tmp_path):
     first, second = (json.loads(next(folder.rglob("plan.json")).read_text()) for folder in (by_yaml, by_flags))
     assert first == second
     assert first["source"]["params"] == 150_000
+    require_made_with(first["source"], required_pruning(load_config(said)), "x")
     pruning = required_pruning(world.config("second_cakdp"))
     with pytest.raises(ConfigError, match="x was made with PARAMS 150K, now KEEP_RATIO 0.5 is asked for; use another"):
         require_made_with(first["source"], pruning, "x")

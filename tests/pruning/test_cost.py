@@ -252,3 +252,13 @@ def test_sparse_pairs_on_cuda_are_those_on_cpu():
     moved = batch.to("cuda")
     on_gpu = count_macs(lambda m: m(moved), SparseUNet().cuda()).layers
     assert on_gpu == on_cpu
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_parts_on_cuda_have_their_own_peaks():
+    net = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 4096)).cuda()
+    rows = torch.randn(4096, 64, device="cuda")
+    costs = measure_parts(lambda: net(rows), dict(net.named_children()), warmup=1, iterations=2, device="cuda")
+    assert costs["1"].memory - costs["0"].memory > 2**25  # its output has 64 MiB, that of the other 1
+    assert costs[REST].memory is None
