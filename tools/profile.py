@@ -13,8 +13,8 @@ from pathlib import Path
 
 from cakdp_ext.engine.cli import add_cost_flags, command_parser, load_request, positive, run_command
 from cakdp_ext.engine.distributed import workers
-from cakdp_ext.engine.plan_view import write_whole
 from cakdp_ext.engine.profile import profile, profile_csv, profile_json, profile_table
+from cakdp_ext.files import write_whole
 
 
 def main(argv: Sequence[str] | None = None) -> None:

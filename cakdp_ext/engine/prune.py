@@ -26,10 +26,11 @@ from cakdp_ext.engine.cut import Cuts, Place
 from cakdp_ext.engine.data import build_split, evaluation_loader
 from cakdp_ext.engine.distributed import Workers
 from cakdp_ext.engine.measure import device_name
-from cakdp_ext.engine.plan_view import cost_table, plan_png, plan_table, write_whole
+from cakdp_ext.engine.plan_view import cost_table, plan_png, plan_table
 from cakdp_ext.engine.runs import LOG, RunFolder
 from cakdp_ext.engine.sweep import SweepRow, sweep, sweep_csv, sweep_png, sweep_table
 from cakdp_ext.engine.train import settings_of
+from cakdp_ext.files import write_whole
 from cakdp_ext.held_out import HELD_OUT, evenly_spaced
 from cakdp_ext.pruning import (
     BUDGETS,

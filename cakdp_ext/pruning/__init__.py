@@ -6,11 +6,13 @@ question            answer
 what feeds what     ``trace_channels`` -> ``ChannelGraph`` (layers, groups, what is pinned and why)
 what matters        ``score_filters`` -> ``FilterScores``; ``import_score_table`` reads the authors' tables
 what stays          ``plan_from_scores``, ``proportional_plan`` -> ``PruningPlan``; ``PruningConfig`` is MODEL.PRUNING
+which cuts          ``ladder_from_scores``, ``proportional_ladder`` -> ``CutLadder``; ``CutCounter`` says what each costs
 the cut             ``apply_plan`` (a new network), ``apply_plan_`` (in place), ``masked`` (as if cut)
 a student           ``channel_graph``, ``inherit_weights``, ``cut_student_`` for detectors that ``predict_dense``
 on disk             ``save_scores``, ``load_scores``, ``save_plan``, ``load_plan``, ``plan_to_dict``, ``plan_from_dict``
 what belongs        ``model_fingerprint`` (weights), ``architecture_fingerprint`` (names and shapes)
-what it costs       ``count_parameters``, ``count_macs``, ``count_layers``, ``measure_latency``, ``peak_memory``
+what it costs       ``count_parameters``, ``count_macs``, ``count_layers``, counted; ``measure_latency``,
+                    ``measure_parts``, ``peak_memory``, measured
 ==================  ==================================================================================
 
 The folder knows no detector and no engine: it works on any network of convolutions (dense or spconv), linear layers,
