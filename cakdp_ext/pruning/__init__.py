@@ -6,7 +6,7 @@ question            answer
 what feeds what     ``trace_channels`` -> ``ChannelGraph`` (layers, groups, what is pinned and why)
 what matters        ``score_filters`` -> ``FilterScores``; ``import_score_table`` reads the authors' tables
 what stays          ``plan_from_scores``, ``proportional_plan`` -> ``PruningPlan``; ``PruningConfig`` is MODEL.PRUNING
-which cuts          ``ladder_from_scores``, ``proportional_ladder`` -> ``CutLadder``; ``CutCounter`` says what each costs
+which cuts          ``ladder_from_scores``, ``proportional_ladder`` -> ``CutLadder``; ``CutCounter`` tells their costs
 the cut             ``apply_plan`` (a new network), ``apply_plan_`` (in place), ``masked`` (as if cut)
 a student           ``channel_graph``, ``inherit_weights``, ``cut_student_`` for detectors that ``predict_dense``
 on disk             ``save_scores``, ``load_scores``, ``save_plan``, ``load_plan``, ``plan_to_dict``, ``plan_from_dict``
