@@ -255,7 +255,7 @@ def cuts_of(config: EasyDict, run: RunFolder, place: Place) -> Cuts:
     model, graph = _student_graph(config, dataset.geometry)
     scores = named_scores(pruning.scores, graph) if pruning.scores else _own_scores(run, pruning, dataset)
     file = str(pruning.scores or run.scores)
-    if scores.fingerprint and scores.fingerprint != model_fingerprint(model):
+    if scores.fingerprint not in ("", model_fingerprint(model)):
         raise ConfigError(f"{file} holds the scores of another model than {pruning.student.ckpt}; score that one")
     ladder = ladder_from_scores(scores, graph, pruning.criterion, pruning.rules)
     return Cuts(config, pruning, ladder, {**scored_by(scores), "scores": file}, place)
@@ -295,7 +295,6 @@ def require_made_with(source: Mapping[str, Any], pruning: PruningConfig, where: 
     Raises:
         ConfigError: naming the first setting that differs.
     """
-    difference = first_difference(source, pruning)
-    if difference is not None:
+    if difference := first_difference(source, pruning):
         made, asked = difference
         raise ConfigError(f"{where} was made with {made}, now {asked} is asked for; use another --extra_tag")
