@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -14,7 +14,7 @@ from torch import nn
 from cakdp_ext.config import ConfigError
 from cakdp_ext.engine.build import build_full
 from cakdp_ext.engine.data import build_split
-from cakdp_ext.engine.measure import Cost, call, cost_frames, measure_cost, time_frames
+from cakdp_ext.engine.measure import Cost, call, cost_frames, device_name, measure_cost, time_frames
 from cakdp_ext.engine.runs import LOG
 from cakdp_ext.pruning import (
     ACTIVATIONS,
@@ -136,14 +136,14 @@ class Cuts:
                 amounts[rung] = self._cost(self.plan(self.ladder.kept(rung)), budget)
             return amounts[rung]
 
-        rung = _by_latency(self.ladder, cost, budget) if budget.kind == LATENCY else (
-            self.ladder.highest_within(cost, budget.amount)
-        )  # fmt: skip
+        search = _highest_as_fast if budget.kind == LATENCY else CutLadder.highest_within
+        rung = search(self.ladder, cost, budget.amount)
         if rung is None:
             raise self._out_of_reach(budget, cost(self.ladder.lowest), cost(self.ladder.highest))
         if rung == self.ladder.highest:
             LOG.warning("the whole network is within %s: nothing is cut", budget)
-        return self.plan(self.ladder.kept(rung), **{budget.kind: budget.amount, "reached": amounts[rung]})
+        where = {"measured_on": device_name(self.place.device)} if budget.kind == LATENCY else {}
+        return self.plan(self.ladder.kept(rung), **{budget.kind: budget.amount}, reached=amounts[rung], **where)
 
     def _cost(self, plan: PruningPlan, budget: Budget) -> float:
         if budget.kind != LATENCY:
@@ -155,21 +155,21 @@ class Cuts:
 
     def _out_of_reach(self, budget: Budget, least: float, most: float) -> ConfigError:
         return ConfigError(
-            f"MODEL.PRUNING.{budget} cannot be met: cuts of this network by {self.ladder.criterion} have "
-            f"{budget.text(least)} to {budget.text(most)} where {self.ladder.rules} holds; ask for more, or relax that"
+            f"MODEL.PRUNING.{budget} cannot be met: cuts of this network by {self.ladder.criterion} with "
+            f"{self.ladder.rules} have {budget.text(least)} to {budget.text(most)}; ask for more, or relax the rules"
         )
 
 
-def _by_latency(ladder: CutLadder, cost: Any, budget: Budget) -> int | None:
-    """Halve the interval between the smallest cut and the whole network a few times; None where nothing is as fast."""
+def _highest_as_fast(ladder: CutLadder, cost: Callable[[int], float], milliseconds: float) -> int | None:
+    """Find a rung as `CutLadder.highest_within` does, but measure few of them; None where even the lowest is slower."""
     low, high = ladder.lowest, ladder.highest
-    if cost(high) <= budget.amount:
+    if cost(high) <= milliseconds:
         return high
-    if cost(low) > budget.amount:
+    if cost(low) > milliseconds:
         return None
     for _ in range(LATENCY_STEPS):
         if high - low < 2:
             break
         middle = (low + high) // 2
-        low, high = (middle, high) if cost(middle) <= budget.amount else (low, middle)
+        low, high = (middle, high) if cost(middle) <= milliseconds else (low, middle)
     return low

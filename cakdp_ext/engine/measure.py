@@ -72,20 +72,20 @@ def measure_cost(model: nn.Module, frames: Sequence[Batch]) -> Cost:
     return Cost(count_parameters(model), macs, activations, latency, memory)
 
 
-def time_frames(model: nn.Module, frames: Sequence[Batch], iterations: int = 0) -> LatencyStats:
-    """Time single forwards of a detector in eval mode, frames in turn, after two that warm up.
+def time_frames(model: nn.Module, frames: Sequence[Batch], warmup: int = 2, iterations: int = 0) -> LatencyStats:
+    """Time single forwards of a detector in eval mode, frames in turn.
 
     Args:
         model: on the frames' device.
         frames: batches of one frame each, at least one.
+        warmup: forwards before the first timed one.
         iterations: timed forwards; 0 takes two of each frame, at least 10.
     """
     turns, device = cycle(frames), frames[0].voxels.device
+    iterations = iterations or max(2 * len(frames), 10)
     model.eval()
     with torch.inference_mode():
-        return measure_latency(
-            lambda: model(next(turns)), warmup=2, iterations=iterations or max(2 * len(frames), 10), device=device
-        )
+        return measure_latency(lambda: model(next(turns)), warmup=warmup, iterations=iterations, device=device)
 
 
 def call(model: nn.Module, batch: Batch) -> None:
@@ -97,4 +97,5 @@ def device_name(device: torch.device) -> str:
     """Name a device as a report does: what it is, and on CPU how many threads compute."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or 'CPU'}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.processor() or 'CPU'}, {threads} thread{'s' if threads > 1 else ''}"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cakdp_ext.engine.measure import Cost
-from cakdp_ext.files import atomic_path
 from cakdp_ext.pruning import criterion_of
 from cakdp_ext.types import PruningPlan
 
@@ -87,7 +85,7 @@ def plan_png(plan: PruningPlan, title: str) -> bytes:
     axis.margins(x=0.12, y=0.01)
     axis.set_xlabel("filters")
     axis.set_title(title, fontsize=11, loc="left")
-    axis.legend(loc="lower right", frameon=False, fontsize=9)
+    figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=9)
     return png(figure)
 
 
@@ -97,9 +95,3 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor="white")
     return buffer.getvalue()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)

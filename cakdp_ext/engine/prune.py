@@ -17,11 +17,13 @@ from cakdp_ext.datasets import LidarDataset
 from cakdp_ext.engine.cut import Cuts, Place
 from cakdp_ext.engine.data import build_split
 from cakdp_ext.engine.measure import device_name
-from cakdp_ext.engine.plan_view import cost_table, plan_png, plan_table, write_whole
+from cakdp_ext.engine.plan_view import cost_table, plan_png, plan_table
 from cakdp_ext.engine.runs import LOG, RunFolder
 from cakdp_ext.engine.score import required_pruning, scoring_frames, unpruned_student
 from cakdp_ext.engine.sweep import SweepRow, sweep, sweep_csv, sweep_png, sweep_table
+from cakdp_ext.files import write_whole
 from cakdp_ext.pruning import (
+    BUDGETS,
     PROPR,
     ChannelGraph,
     PruningConfig,
@@ -45,7 +47,7 @@ def ask_for(config: EasyDict, budget: Mapping[str, Any], rules: Mapping[str, Any
 
     Args:
         config: of ``load_config``; not changed.
-        budget: ``keep_ratio``, ``params``, ``macs`` and ``latency``; one that is given takes the place of all others.
+        budget: ``keep_ratio``, ``params``, ``macs`` or ``latency``; one that is given takes the place of all others.
         rules: other keys of the section, by their names in ``PruningConfig``.
 
     Raises:
@@ -54,7 +56,7 @@ def ask_for(config: EasyDict, budget: Mapping[str, Any], rules: Mapping[str, Any
     required_pruning(config)
     said = {key.upper(): value for key, value in {**budget, **rules}.items() if value is not None}
     if any(value is not None for value in budget.values()):
-        said = {**dict.fromkeys(map(str.upper, budget)), **said}
+        said = {**dict.fromkeys(map(str.upper, BUDGETS)), **said}
     return EasyDict(merge(config, {"MODEL": {"PRUNING": said}}))
 
 
@@ -116,7 +118,7 @@ def sweep_cuts(
     cuts = cuts_of(config, run, request.place, is_sweep=True)
     rows = sweep(cuts, ratios, with_latency=with_latency)
     where = f"{len(cuts.frames)} frames, {device_name(request.place.device)}"
-    LOG.info("by %s where %s holds, on %s:\n%s", cuts.ladder.criterion, cuts.ladder.rules, where, sweep_table(rows))
+    LOG.info("by %s with %s, on %s:\n%s", cuts.ladder.criterion, cuts.ladder.rules, where, sweep_table(rows))
     if not request.keeps:
         LOG.info("nothing is written")
         return rows
@@ -149,7 +151,7 @@ def cuts_of(config: EasyDict, run: RunFolder, place: Place, *, is_sweep: bool = 
     model, graph = _student_graph(config, dataset.geometry)
     scores = named_scores(pruning.scores, graph) if pruning.scores else _own_scores(run, pruning, dataset)
     file = str(pruning.scores or run.scores)
-    if scores.fingerprint and scores.fingerprint != model_fingerprint(model):
+    if scores.fingerprint not in ("", model_fingerprint(model)):
         raise ConfigError(f"{file} holds the scores of another model than {pruning.student.ckpt}; score that one")
     require_race_for(scores, None if is_sweep else pruning.keep_ratio)
     ladder = ladder_from_scores(scores, graph, pruning.criterion, pruning.rules)
@@ -197,7 +199,6 @@ def require_made_with(source: Mapping[str, Any], pruning: PruningConfig, where: 
     Raises:
         ConfigError: naming the first setting that differs.
     """
-    difference = first_difference(source, pruning)
-    if difference is not None:
+    if difference := first_difference(source, pruning):
         made, asked = difference
         raise ConfigError(f"{where} was made with {made}, now {asked} is asked for; use another --extra_tag")

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+
+from cakdp_ext.pruning.layers import replaced_forwards
+
+REST = "rest"
+"""What of a network is in none of its parts."""
 
 _RESET_WITHIN = 16 * 2**20  # bytes; the kernel counts a process's pages in batches for each processor
 
@@ -24,6 +30,14 @@ class LatencyStats:
     p99: float
     mean: float
     iterations: int
+
+
+@dataclass(frozen=True)
+class PartCost:
+    """What one part of a network took: time a call, and bytes on the device at the peak of its calls, on CUDA."""
+
+    latency: LatencyStats
+    memory: int | None = None
 
 
 @dataclass
@@ -55,15 +69,66 @@ def measure_latency(
         raise ValueError(f"need warmup >= 0 and iterations >= 1, got {warmup} and {iterations}")
     for _ in range(warmup):
         run()
-    milliseconds = []
-    for _ in range(iterations):
-        _synchronize(device)
-        start = time.perf_counter()
-        run()
-        _synchronize(device)
-        milliseconds.append(1e3 * (time.perf_counter() - start))
+    return _stats([_milliseconds(run, device) for _ in range(iterations)])
+
+
+def measure_parts(
+    run: Callable[[], Any],
+    parts: Mapping[str, nn.Module],
+    *,
+    warmup: int = 10,
+    iterations: int = 100,
+    device: torch.device | str = "cpu",
+) -> dict[str, PartCost]:
+    """Measure what single calls spend in some modules, each of which is waited for to its end on the device.
+
+    Args:
+        run: as in :func:`measure_latency`; what the waiting itself takes is in no part.
+        parts: modules that are called, none inside of another.
+        warmup: calls before the first timed one.
+        iterations: timed calls.
+        device: where ``run`` computes.
+
+    Returns:
+        Name -> the sum of its calls in one call of ``run``, and its peak memory on CUDA; then ``REST`` for the time
+        outside of all of them.
+    """
+    spent: list[dict[str, float]] = []
+    peaks: dict[str, int] = {}
+
+    def watched(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            output: list[Any] = []
+            with peak_memory(device) if torch.device(device).type == "cuda" else nullcontext() as peak:
+                took = _milliseconds(lambda: output.append(forward(*args, **kwargs)), device)
+            spent[-1][name] = spent[-1].get(name, 0.0) + took
+            if peak is not None:
+                peaks[name] = max(peaks.get(name, 0), peak.num_bytes or 0)
+            return output[0]
+
+        return timed
+
+    with replaced_forwards({part: watched(name, part.forward) for name, part in parts.items()}):
+        for _ in range(warmup + iterations):
+            spent.append({})
+            total = _milliseconds(run, device)
+            spent[-1][REST] = max(total - sum(spent[-1].values()), 0.0)
+    columns = {name: [row.get(name, 0.0) for row in spent[warmup:]] for name in (*parts, REST)}
+    return {name: PartCost(_stats(column), peaks.get(name)) for name, column in columns.items()}
+
+
+def _milliseconds(run: Callable[[], Any], device: torch.device | str) -> float:
+    """Time one call to its end on the device."""
+    _synchronize(device)
+    start = time.perf_counter()
+    run()
+    _synchronize(device)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _stats(milliseconds: list[float]) -> LatencyStats:
     p50, p90, p99 = np.percentile(milliseconds, [50, 90, 99]).tolist()
-    return LatencyStats(p50, p90, p99, float(np.mean(milliseconds)), iterations)
+    return LatencyStats(p50, p90, p99, float(np.mean(milliseconds)), len(milliseconds))
 
 
 def _synchronize(device: torch.device | str) -> None:

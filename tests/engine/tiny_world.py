@@ -99,7 +99,8 @@ class World:
     def argv(self, tool: str, name: str, tag: str) -> list[str]:
         """The flags that every test passes."""
         argv = ["--cfg", self.cfg(name), "--extra_tag", tag, "--output_dir", str(self.root / "output")]
-        return argv if tool == "prune" else [*argv, "--workers", "0", "--device", "cpu"]
+        argv += ["--device", "cpu"]
+        return argv if tool in ("prune", "profile") else [*argv, "--workers", "0"]
 
     def variant(self, name: str, folder: Path, tree: dict[str, Any], title: str | None = None) -> str:
         """Write a configuration that changes some keys of another one and give its path."""
