@@ -13,7 +13,7 @@ from cakdp_ext.types import RaceResult
 _PRIOR = 4.0
 """Frames' worth of trust in the spread that all filters share, against each one's own (Smyth, 2004)."""
 _FLOOR = 1e-3
-"""Gaps below this share of the one at the cut are as good as this share: their logarithm says nothing more."""
+"""Filters worth less than this share of those at the cut count as worth this share."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ class Standing:
 def decide(before: Standing, gaps: np.ndarray, num_frames: int, rules: RaceRules) -> Standing:
     """Let groups leave that are clear of the cut.
 
-    The gap of a group on a frame is compared with that of the groups next to the cut on the same frame, because frames
-    differ more than filters do: the logarithm of the ratio is averaged over frames. Its standard error comes from the
-    group's own spread and that of all groups (Smyth 2004, moderated), less what is known of the frames already
-    measured, as there are ``num_frames`` in all.
+    The gap of a group is compared with that of the groups next to the cut on the same frames, because frames differ
+    more than filters do: by the ratio of the sums over frames, busy frames counting more, as they do in the mean that
+    decides in the end. Its standard error comes from the group's own spread and that of all groups (Smyth 2004,
+    moderated), less what is known of the frames already measured, as there are ``num_frames`` in all.
 
     Args:
         before: where the race stood.
@@ -91,7 +91,7 @@ def decide(before: Standing, gaps: np.ndarray, num_frames: int, rules: RaceRules
         rules: when a group leaves.
 
     Returns:
-        Where it stands now; after the last frame nobody is in doubt.
+        Where it stands now; who is in the race to the last frame is then in no doubt.
     """
     racing, seen = before.open, len(gaps)
     keep = int(rules.keep_ratio * gaps.shape[1]) - int((before.decided == 1).sum())
@@ -124,14 +124,15 @@ def _doubt(gaps: np.ndarray, ranked: np.ndarray, keep: int, num_frames: int) -> 
         keep: how many of them stay.
         num_frames: how many frames there are in all.
     """
-    seen, width = len(gaps), max(2, len(ranked) // 100)
-    at_cut = gaps[:, ranked[max(keep - width, 0) : keep + width]].mean(axis=1, keepdims=True)
-    floor = np.maximum(_FLOOR * at_cut, np.finfo(float).tiny)
-    ratios = np.log(np.maximum(gaps, floor)) - np.log(np.maximum(at_cut, floor))
-    own = ratios.var(axis=0, ddof=1)
+    seen, width, tiny = len(gaps), max(2, len(ranked) // 100), np.finfo(float).tiny
+    at_cut = np.maximum(gaps[:, ranked[max(keep - width, 0) : keep + width]].mean(axis=1, keepdims=True), tiny)
+    weights = at_cut / at_cut.sum()
+    ratios = gaps / at_cut
+    ratio = np.maximum((weights * ratios).sum(axis=0), _FLOOR)
+    own = (weights * (ratios / ratio - 1) ** 2).sum(axis=0) * seen / (seen - 1)
     spread = (_PRIOR * np.median(own) + (seen - 1) * own) / (_PRIOR + seen - 1)
-    error = np.sqrt(spread / seen * (1 - seen / num_frames))
-    distance = np.abs(ratios.mean(axis=0)) / np.maximum(error, np.finfo(float).tiny)
+    error = np.sqrt(spread * (weights**2).sum() * (1 - seen / num_frames))
+    distance = np.abs(np.log(ratio)) / np.maximum(error, tiny)
     freedom = _PRIOR + seen - 1
     return np.array([_tail(value, freedom) for value in distance])
 

@@ -105,7 +105,7 @@ def started_scores(
 
 
 def with_gaps(scores: FilterScores, gaps: Mapping[str, np.ndarray], graph: ChannelGraph) -> FilterScores:
-    """Count further frames.
+    """Count further frames, or further groups on frames that were counted.
 
     Args:
         scores: so far.
@@ -113,8 +113,11 @@ def with_gaps(scores: FilterScores, gaps: Mapping[str, np.ndarray], graph: Chann
         graph: of the network.
     """
     assert scores.gaps is not None
-    rows = np.concatenate([scores.gaps, *(row[None] for row in gaps.values())])
-    return _averaged(replace(scores, gaps=rows, frame_ids=(*scores.frame_ids, *gaps)), graph)
+    rows = dict(zip(scores.frame_ids, scores.gaps, strict=True))
+    for frame, new in gaps.items():
+        old = rows.get(frame, new)
+        rows[frame] = np.where(np.isnan(old), new, old)
+    return _averaged(replace(scores, gaps=np.stack(list(rows.values())), frame_ids=tuple(rows)), graph)
 
 
 def in_order(scores: FilterScores, frame_ids: Sequence[str], graph: ChannelGraph) -> FilterScores:
