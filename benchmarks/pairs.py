@@ -5,7 +5,7 @@
 Nothing has to be trained first: a network that --ckpt does not name gets random weights, batch norm measured on two
 batches. A student of random weights is sure of nothing: its score thresholds, of distillation (column "score >") and of
 testing, are 0 then, and the IoU mask's DELTA is 0 in any case. The cut is ProPr's, or that of MODEL.PRUNING.PLAN.
-A loss that is not finite and a frame without representatives are errors.
+A loss that is not finite is an error, and so are no representatives, or none that the teacher answers in its cell.
 """
 
 from __future__ import annotations
@@ -85,15 +85,16 @@ def line(cells):
 
 
 class Watched:
-    """A distillation method that keeps what it was asked last, and how many representatives each frame had."""
+    """A distillation method that keeps what it last compared, and how many representatives each frame had."""
 
     def __init__(self, method):
         self.method, self.asked, self.counts = method, (), []
 
     def __call__(self, *asked):
         output = self.method(*asked)
-        self.asked = asked
-        self.counts += output.num_representatives.tolist()
+        counts = output.num_representatives.tolist()
+        self.asked = asked if any(counts) else self.asked
+        self.counts += counts
         return output
 
 
@@ -121,19 +122,18 @@ class Trial:
         step.method = watched = Watched(step.method)
         with peak_memory(self.place.device) as peak:
             losses, seconds = self.train(step)
-        if not all(watched.counts):
+        if not any(watched.counts):
             raise ConfigError(
-                f"{self.config.CONFIG_FILE}: a frame of {watched.counts} representatives has none above "
-                f"{distill.score_thresh}; lower it with --set MODEL.DISTILL.SCORE_THRESH"
+                f"{self.config.CONFIG_FILE}: no frame has a representative above {distill.score_thresh}; lower it with "
+                "--set MODEL.DISTILL.SCORE_THRESH"
             )
-        matched = (
-            share_in_the_same_cell(watched.asked, distill, self.cell(student)) if distill.method == "SKD" else None
-        )
+        by_student = distill.method == "SKD"
+        matched = share_in_the_same_cell(watched.asked, distill, self.cell(student)) if by_student else None
         took, boxes = self.test(student.eval())
         return [
             *names, f"{pruning.keep_ratio:.2f}", f"{count_parameters(student) / 1e6:.2f}", f"{distill.score_thresh:g}",
             *(" / ".join(f"{part[name]:.3g}" for part in (losses[0], losses[-1])) for name in losses[0]),
-            f"{statistics.mean(watched.counts):.0f}", "-" if matched is None else f"{matched:.0%}",
+            f"{statistics.mean(watched.counts):.3g}", "-" if matched is None else f"{matched:.0%}",
             f"{statistics.median(seconds):.1f}", f"{took:.1f}", str(boxes),
             "-" if peak.num_bytes is None else f"{peak.num_bytes / 2**30:.1f}",
         ]  # fmt: skip
