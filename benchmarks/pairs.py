@@ -2,10 +2,10 @@
 
     python benchmarks/pairs.py --cfg cfgs/kitti/*_cakdp.yaml cfgs/kitti/pairs/*_0.50.yaml
 
-Nothing has to be trained first: a network that --ckpt does not name gets random weights, batch norm measured on two
-batches. A student of random weights is sure of nothing: its score thresholds, of distillation (column "score >") and of
-testing, are 0 then, and the IoU mask's DELTA is 0 in any case. The cut is ProPr's, or that of MODEL.PRUNING.PLAN.
-A loss that is not finite is an error, and so are no representatives, or none that the teacher answers in its cell.
+Nothing has to be trained first: a network that --ckpt does not name gets random weights. A student of random weights is
+sure of nothing: its score thresholds, of distillation (column "score >") and of testing, are 0 then. The IoU mask's
+DELTA is 0 in any case, as its branch is fresh. The cut is ProPr's, or that of MODEL.PRUNING.PLAN. A loss that is not
+finite is an error, and so are no representatives, or none that the teacher answers in its cell.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from cakdp_ext.engine.build import (
     load_source_config,
     source_file,
 )
-from cakdp_ext.engine.calibrate import calibrate_batch_norm
 from cakdp_ext.engine.choice import BUILTIN, ENGINE, engine_name
 from cakdp_ext.engine.cli import load_request, run_command
 from cakdp_ext.engine.data import build_split, one_frame, training_loader
@@ -67,9 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             with tempfile.TemporaryDirectory() as args.output_dir:
                 print(line(Trial(*load_request(args), place, args, ckpts).row()), flush=True)
     print(
-        f"\n{args.steps} steps of {args.batch_size} frames on {place.device.type}, "
-        f"{torch.get_num_threads()} threads; losses of the first and last step, median of their times; "
-        "representatives a frame, and the share whose teacher's prediction lies in the same cell"
+        f"\n{args.steps} steps of {args.batch_size} frames on {place.device.type}, {torch.get_num_threads()} threads: "
+        "losses of the first and last, median of their times; representatives a frame, and the share that the teacher "
+        "answers in its cell; memory of the steps, what the pairs before them left included"
     )
 
 
@@ -159,8 +158,7 @@ class Trial:
     def stand_in(self, config, role):
         """Write the checkpoint of a network with random weights."""
         torch.manual_seed(self.args.seed)
-        model = build_full(config, self.frames.geometry).to(self.place.device)
-        calibrate_batch_norm(model, self.batches(2))
+        model = build_full(config, self.frames.geometry)
         self.run.path.mkdir(parents=True, exist_ok=True)
         path = self.run.path / f"{role}.pth"
         write_checkpoint(path, model, {"epoch": 0})
