@@ -97,7 +97,7 @@ def measure(student, plain, batch, repeats, device):
 
     with torch.no_grad():
         predictions, encoded = student.predict_dense(batch), teacher.encode(batch)
-    chosen = select_representatives(predictions, student._distillation.method.config)
+    chosen = select_representatives(predictions, student._distillation.distiller.each["SKD"].config)
     matched = match_sites(student.sites, teacher.sites).teacher_indices(chosen.indices, encoded.predictions.cls_logits)
     rois = rois_at(encoded.predictions.boxes, matched)
     parts = {

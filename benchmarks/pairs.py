@@ -83,18 +83,16 @@ def line(cells):
     return f"| {' | '.join(cells)} |"
 
 
-class Watched:
-    """A distillation method that keeps what it last compared, and how many representatives each frame had."""
+class Watch:
+    """Hook of SKD that keeps what it last compared, and how many representatives each frame had."""
 
-    def __init__(self, method):
-        self.method, self.asked, self.counts = method, (), []
+    def __init__(self):
+        self.lesson, self.counts = None, []
 
-    def __call__(self, *asked):
-        output = self.method(*asked)
+    def __call__(self, method, asked, output):
         counts = output.num_representatives.tolist()
-        self.asked = asked if any(counts) else self.asked
+        self.lesson = asked[0] if any(counts) else self.lesson
         self.counts += counts
-        return output
 
 
 class Trial:
@@ -102,8 +100,9 @@ class Trial:
 
     def __init__(self, config, run, place, args, ckpts):
         self.config, self.run, self.place, self.args, self.ckpts = config, run, place, args, ckpts
-        if distill_config(config) is None:
-            raise ConfigError(f"{config.CONFIG_FILE} has no MODEL.DISTILL section; --cfg takes pairs")
+        distill = distill_config(config)
+        if distill is None or "SKD" not in {choice.name for choice in distill.methods}:
+            raise ConfigError(f"{config.CONFIG_FILE} has no MODEL.DISTILL section with METHOD SKD; --cfg takes pairs")
         split = str(config.DATA_CONFIG.DATA_SPLIT["train"])
         self.frames = build_split(config, split, training=True, seed=args.seed)
         self.loader, self.sampler = training_loader(
@@ -117,22 +116,23 @@ class Trial:
         pruning, distill = required_pruning(self.config), distill_config(self.config)
         student = build_student(self.config, self.frames.geometry, self.plan(pruning)).model.to(self.place.device)
         teacher = build_teacher(self.config, self.frames.geometry, self.place.device)
-        step = TrainingStep(student, teacher=teacher, distill=distill)
-        step.method = watched = Watched(step.method)
+        step = TrainingStep(student, teacher, distill)
+        skd, watch = step.distiller.each["SKD"], Watch()
+        skd.register_forward_hook(watch)
         with peak_memory(self.place.device) as peak:
             losses, seconds = self.train(step)
-        if not any(watched.counts):
+        if watch.lesson is None:
             raise ConfigError(
-                f"{self.config.CONFIG_FILE}: no frame has a representative above {distill.score_thresh}; lower it with "
-                "--set MODEL.DISTILL.SCORE_THRESH"
+                f"{self.config.CONFIG_FILE}: no frame has a representative above {skd.config.score_thresh}; lower it "
+                "with --set MODEL.DISTILL.SCORE_THRESH"
             )
-        by_student = distill.method == "SKD"
-        matched = share_in_the_same_cell(watched.asked, distill, self.cell(student)) if by_student else None
+        matched = share_in_the_same_cell(watch.lesson, skd.config, self.cell(student))
         took, boxes = self.test(student.eval())
         return [
-            *names, f"{pruning.keep_ratio:.2f}", f"{count_parameters(student) / 1e6:.2f}", f"{distill.score_thresh:g}",
+            *names, f"{pruning.keep_ratio:.2f}", f"{count_parameters(student) / 1e6:.2f}",
+            f"{skd.config.score_thresh:g}",
             *(" / ".join(f"{part[name]:.3g}" for part in (losses[0], losses[-1])) for name in losses[0]),
-            f"{statistics.mean(watched.counts):.3g}", "-" if matched is None else f"{matched:.0%}",
+            f"{statistics.mean(watch.counts):.3g}", f"{matched:.0%}",
             f"{statistics.median(seconds):.1f}", f"{took:.1f}", str(boxes),
             "-" if peak.num_bytes is None else f"{peak.num_bytes / 2**30:.1f}",
         ]  # fmt: skip
@@ -180,13 +180,14 @@ class Trial:
         optimization = from_node(OptimizationConfig, self.config.OPTIMIZATION, "OPTIMIZATION")
         options = TrainOptions(epochs=optimization.num_epochs)
         trainer = Trainer(step, self.loader, self.sampler, self.place, self.run, optimization, options)
-        step.student.train()
+        step.train()
         losses, seconds = [], []
         for batch in self.batches(self.args.steps):
             start = time.perf_counter()
             parts = {name: float(value) for name, value in trainer.train_step(batch).items()}
             seconds.append(time.perf_counter() - start)
-            category, iou = parts.pop("distill_loss"), parts.pop("iou_loss", 0.0)
+            category = sum(parts.pop(name) for name in list(parts) if name.startswith("distill_loss"))
+            iou = parts.pop("iou_loss", 0.0)
             losses.append({"task": sum(parts.values()), "category": category, "IoU": iou})
         return losses, seconds
 
@@ -206,12 +207,12 @@ class Trial:
 
 
 @torch.no_grad()
-def share_in_the_same_cell(asked, distill, cell):
+def share_in_the_same_cell(lesson, config, cell):
     """Tell which share of SKD's representatives the teacher answers from within half a cell."""
-    predictions, sites, teacher, encoded = asked
-    chosen = select_representatives(predictions, distill)
-    answers = match_sites(sites, teacher.sites).teacher_indices(chosen.indices, encoded.predictions.cls_logits)
-    apart = (sites.centers[chosen.indices] - teacher.sites.centers[answers]).abs()
+    sites, theirs = lesson.student.sites, lesson.teacher.sites
+    chosen = select_representatives(lesson.student.dense, config)
+    answers = match_sites(sites, theirs).teacher_indices(chosen.indices, lesson.teacher.dense.cls_logits)
+    apart = (sites.centers[chosen.indices] - theirs.centers[answers]).abs()
     share = float((apart <= cell * 0.501).all(dim=2)[chosen.valid].float().mean())
     if share == 0:
         raise ConfigError("no representative was matched with a prediction of the teacher in its cell")

@@ -37,7 +37,7 @@ class CenterCells:
         Returns:
             ``(B, A, P, 7)`` float32, metres and radians.
         """
-        codes = torch.stack([part.flatten(2).transpose(1, 2) for part in codes_of_parts], dim=2).float()
+        codes = join_codes(codes_of_parts)
         size = codes.new_tensor(self.size)
         corners = (self.centers - size / 2)[:, None]
         heading = torch.atan2(codes[..., 7:8], codes[..., 6:7])
@@ -47,6 +47,11 @@ class CenterCells:
 def codes_of(maps: Mapping[str, Tensor]) -> Tensor:
     """Join the regressed maps of one part: ``(B, 8, H, W)``."""
     return torch.cat([maps[name] for name in BRANCHES], dim=1)
+
+
+def join_codes(codes_of_parts: Sequence[Tensor]) -> Tensor:
+    """Bring what the P parts regress, ``(B, 8, H, W)`` each, into ``(B, A, P, 8)`` float32."""
+    return torch.stack([part.flatten(2).transpose(1, 2) for part in codes_of_parts], dim=2).float()
 
 
 @dataclass(frozen=True)

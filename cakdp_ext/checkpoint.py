@@ -17,6 +17,8 @@ from cakdp_ext.files import atomic_path
 
 PLAN_KEY = "pruning_plan"
 """Where the state dict of a pruned detector of OpenPCDet's keeps its plan: its own loop saves nothing but tensors."""
+PROJECTORS = "distill_state"
+"""Where a checkpoint keeps what is trained beside the student; a resume needs it, nobody else looks there."""
 _EPOCH = re.compile(r"checkpoint_epoch_(\d+)\.pth$")
 _NUMPY_SCALAR: Any = np.float64(0).__reduce__()[0]
 """The private function that NumPy pickles its scalars with."""

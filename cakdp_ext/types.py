@@ -11,15 +11,38 @@ Conventions, everywhere inside the package:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import enum
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from cakdp_ext.taps import Taps
+
 T = TypeVar("T")
+
+
+class Role(enum.Enum):
+    """What a distillation method may look at, in the order in which a detector computes it; see ``cakdp_ext.taps``.
+
+    ``VOXELS`` and ``SPARSE`` come from the 3D part, ``BEV`` from the maps, ``DENSE`` and ``BOXES`` from the dense head;
+    ``SECOND_STAGE`` is the right to ask the teacher's second stage about boxes.
+    """
+
+    VOXELS = "voxels"
+    SPARSE = "sparse"
+    BEV = "bev"
+    DENSE = "dense"
+    BOXES = "boxes"
+    SECOND_STAGE = "second_stage"
+
+
+Roles = frozenset[Role]
+PREDICTIONS: Roles = frozenset({Role.DENSE})
 
 
 class MissingSpconvError(ImportError):
@@ -189,23 +212,31 @@ class TrainingOutput:
         losses: named, already weighted scalars; their sum is the task loss (the IoU loss of Eq. 6 among them
             under ``iou_loss`` where the head has an IoU branch).
         predictions: with gradient; None for detectors that are never distilled.
+        tap: gives what is asked for of this forward, with gradient; None for a student that shows nothing but its
+            predictions.
     """
 
     losses: Mapping[str, Tensor]
     predictions: DensePredictions | None = None
+    tap: Callable[[Roles], Taps] | None = None
 
 
 @dataclass(frozen=True)
 class EncodedScene:
-    """What a two-stage teacher knows after its first stage.
+    """What a teacher knows after its first stage, or after as much of it as was asked for.
 
     Attributes:
-        predictions: of the first stage.
+        taps: what was asked for.
         features: whatever the teacher's own second stage needs; opaque to everybody else.
     """
 
-    predictions: DensePredictions
-    features: Any
+    taps: Taps
+    features: Any = None
+
+    @property
+    def predictions(self) -> DensePredictions:
+        """Of the first stage, where they were asked for."""
+        return self.taps.dense
 
 
 @dataclass(frozen=True)
@@ -245,17 +276,22 @@ class OneStageStudent(Protocol):
 
 
 @runtime_checkable
-class TwoStageTeacher(Protocol):
-    """A detector whose second stage judges boxes that it did not propose."""
+class Teacher(Protocol):
+    """A detector that shows what its first stage makes of a batch."""
 
     @property
     def sites(self) -> PredictionSites:
         """Where the predictions of its first stage sit."""
         ...
 
-    def encode(self, batch: Batch) -> EncodedScene:
-        """Run the first stage; no proposals, no NMS."""
+    def encode(self, batch: Batch, roles: Roles = PREDICTIONS) -> EncodedScene:
+        """Run the first stage as far as the roles need it; no proposals, no NMS, no second stage."""
         ...
+
+
+@runtime_checkable
+class TwoStageTeacher(Teacher, Protocol):
+    """A detector whose second stage judges boxes that it did not propose."""
 
     def refine(self, encoded: EncodedScene, rois: Tensor) -> Tensor:
         """Give the second stage's class logits ``(B, K, 1)`` or ``(B, K, C)`` for ``rois (B, K, 7)``."""

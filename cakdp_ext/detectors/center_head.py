@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from cakdp_ext import refinement
-from cakdp_ext.center_maps import BRANCHES, CenterCells, ClassesOfParts, codes_of
+from cakdp_ext.center_maps import BRANCHES, CenterCells, ClassesOfParts, codes_of, join_codes
 from cakdp_ext.detectors.center_head_config import CenterHeadConfig, CenterHeadIoUConfig
 from cakdp_ext.detectors.center_losses import heatmap_loss, regression_loss
 from cakdp_ext.detectors.center_targets import CenterTargets, HeadGrid, assign_centers
 from cakdp_ext.detectors.post_processing import CommonPostProcessing, detect_centers
 from cakdp_ext.detectors.registry import DENSE_HEADS
 from cakdp_ext.refinement import IoURefinement, refine_scores
+from cakdp_ext.taps import BoxCodes
 from cakdp_ext.types import Batch, DensePredictions, Detections, LidarGeometry, PredictionSites
 
 PEAK_PROBABILITY = 0.1
@@ -168,6 +169,11 @@ class CenterHead(nn.Module):
         """
         logits = self.classes.join([maps.hm for maps in output])
         return DensePredictions(logits, self.classes.best_boxes(logits, self._boxes_of_parts(output)))
+
+    def box_codes(self, output: CenterOutput) -> BoxCodes:
+        """Give the regressed values ``(B, A, P, 8)`` of the P parts."""
+        names = tuple(tuple(self.class_names[label] for label in labels) for labels in self.labels_of_parts)
+        return BoxCodes(join_codes([maps.codes for maps in output]), names)
 
     def _boxes_of_parts(self, output: CenterOutput) -> Tensor:
         """Decode the boxes ``(B, A, P, 7)`` of the P parts."""

@@ -17,6 +17,7 @@ from cakdp_ext.detectors.dense_head_config import AnchorHeadConfig, AnchorHeadIo
 from cakdp_ext.detectors.post_processing import PostProcessingConfig, detect
 from cakdp_ext.detectors.registry import DENSE_HEADS
 from cakdp_ext.detectors.target_assigner import AnchorTargets, AxisAlignedTargetAssigner
+from cakdp_ext.taps import BoxCodes
 from cakdp_ext.types import Batch, DensePredictions, Detections, LidarGeometry, PredictionSites
 
 
@@ -129,6 +130,10 @@ class AnchorHeadSingle(nn.Module):
                 boxes[..., 6], bins, config.dir_offset, config.dir_limit_offset, config.num_dir_bins
             )
         return DensePredictions(output.cls_logits, boxes, output.iou_logits)
+
+    def box_codes(self, output: HeadOutput) -> BoxCodes:
+        """Give the residuals ``(B, A, 1, 7)`` and the directions' logits."""
+        return BoxCodes(output.deltas[:, :, None], (self.class_names,), output.dir_logits)
 
     def detect(self, output: HeadOutput, config: PostProcessingConfig) -> list[Detections]:
         """Apply the IoU refinement, the score threshold and NMS to what was decoded."""

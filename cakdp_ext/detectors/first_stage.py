@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -14,24 +14,94 @@ from cakdp_ext.config import ConfigError
 from cakdp_ext.detectors.backbones_3d import BackboneFeatures
 from cakdp_ext.detectors.post_processing import CommonPostProcessing
 from cakdp_ext.detectors.registry import BACKBONES_2D, BACKBONES_3D, DENSE_HEADS, MAPS_TO_BEV, VOXEL_FEATURES
-from cakdp_ext.types import Batch, DensePredictions, Detections, LidarGeometry, PredictionSites
+from cakdp_ext.taps import ENCODED, BevFeatures, BoxCodes, SparseFeatures, Taps, VoxelFeatures
+from cakdp_ext.types import (
+    PREDICTIONS,
+    Batch,
+    DensePredictions,
+    Detections,
+    EncodedScene,
+    LidarGeometry,
+    PredictionSites,
+    Role,
+    Roles,
+)
 
 
-@dataclass(frozen=True)
 class FirstStageOutput:
-    """Everything that the first stage made of a batch.
+    """What the first stage makes of a batch, each part computed when it is first asked for.
 
-    Attributes:
-        backbone: the 3D backbone's scales.
-        bev_map: ``(B, C, H, W)`` that the 2D backbone reads.
-        bev_features: ``(B, C, H, W)`` of the 2D backbone.
-        head: raw maps of the dense head, in its own form.
+    Args:
+        stage: whose modules compute.
+        batch: on their device; frames without voxels are allowed.
     """
 
-    backbone: BackboneFeatures
-    bev_map: Tensor
-    bev_features: Tensor
-    head: Any
+    def __init__(self, stage: FirstStage, batch: Batch) -> None:
+        self.stage, self.batch = stage, batch
+
+    @cached_property
+    def voxels(self) -> Tensor:
+        """``(V, F)`` features of the voxels."""
+        features: Tensor = self.stage.vfe(self.batch.voxels, self.batch.voxel_num_points)
+        return features
+
+    @cached_property
+    def backbone(self) -> BackboneFeatures:
+        """The 3D backbone's scales."""
+        scales: BackboneFeatures = self.stage.backbone_3d(self.voxels, self.batch.voxel_coords, self.batch.batch_size)
+        return scales
+
+    @cached_property
+    def bev_map(self) -> Tensor:
+        """``(B, C, H, W)`` that the 2D backbone reads."""
+        bev: Tensor = self.stage.map_to_bev_module(self.backbone.encoded)
+        return bev
+
+    @cached_property
+    def bev_features(self) -> Tensor:
+        """``(B, C, H, W)`` of the 2D backbone."""
+        bev: Tensor = self.stage.backbone_2d(self.bev_map)
+        return bev
+
+    @cached_property
+    def head(self) -> Any:
+        """Raw maps of the dense head, in its own form."""
+        return self.stage.dense_head(self.bev_features)
+
+    @cached_property
+    def predictions(self) -> DensePredictions:
+        """What the dense head says at each of its sites."""
+        found: DensePredictions = self.stage.dense_head.decode(self.head)
+        return found
+
+    def taps(self, roles: Roles) -> Taps:
+        """Show what is asked for; what is not, and nothing that is needs, is not computed."""
+        given: dict[Role, Any] = {
+            role: getattr(self, f"_{role.value}") for role in roles if role is not Role.SECOND_STAGE
+        }
+        return Taps(self.stage.sites, given)
+
+    @property
+    def _voxels(self) -> VoxelFeatures:
+        return VoxelFeatures(self.voxels, self.batch.voxel_coords.long(), self.batch.voxel_num_points.long())
+
+    @property
+    def _sparse(self) -> dict[str, SparseFeatures]:
+        scales = {**self.backbone.multi_scale, ENCODED: self.backbone.encoded}
+        return {name: SparseFeatures.of(scale, self.backbone.strides[name]) for name, scale in scales.items()}
+
+    @property
+    def _bev(self) -> BevFeatures:
+        return BevFeatures(self.bev_map, self.bev_features)
+
+    @property
+    def _dense(self) -> DensePredictions:
+        return self.predictions
+
+    @property
+    def _boxes(self) -> BoxCodes:
+        codes: BoxCodes = self.stage.dense_head.box_codes(self.head)
+        return codes
 
 
 class DenseHead(Protocol):
@@ -58,6 +128,10 @@ class DenseHead(Protocol):
 
     def decode(self, output: Any) -> DensePredictions:
         """Say what it predicts at each of its sites; boxes without gradient."""
+        ...
+
+    def box_codes(self, output: Any) -> BoxCodes:
+        """Give what it regresses at each of its sites, raw and with gradient."""
         ...
 
     def losses(self, output: Any, batch: Batch) -> dict[str, Tensor]:
@@ -145,12 +219,20 @@ class FirstStage(nn.Module):
         Args:
             batch: on this module's device; frames without voxels are allowed.
         """
-        features = self.vfe(batch.voxels, batch.voxel_num_points)
-        backbone = self.backbone_3d(features, batch.voxel_coords, batch.batch_size)
-        bev_map = self.map_to_bev_module(backbone.encoded)
-        bev_features = self.backbone_2d(bev_map)
-        return FirstStageOutput(backbone, bev_map, bev_features, self.dense_head(bev_features))
+        output = FirstStageOutput(self, batch)
+        assert output.head is not None  # computed here, whatever is asked for later
+        return output
+
+    def encode(self, batch: Batch, roles: Roles = PREDICTIONS) -> EncodedScene:
+        """Run the first stage as far as the roles need it; no proposals, no NMS, no second stage.
+
+        Args:
+            batch: on this module's device.
+            roles: what to show.
+        """
+        first = FirstStageOutput(self, batch)
+        return EncodedScene(first.taps(roles))
 
     def predict_dense(self, batch: Batch) -> DensePredictions:
         """Give the raw predictions without targets, losses, mask or NMS."""
-        return self.dense_head.decode(self.run_first_stage(batch).head)
+        return self.run_first_stage(batch).predictions

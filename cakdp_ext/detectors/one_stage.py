@@ -55,10 +55,11 @@ class OneStageDetector(FirstStage):
         Returns:
             In training mode the losses and the dense predictions, else the detections of each frame.
         """
-        output = self.run_first_stage(batch).head
+        first = self.run_first_stage(batch)
         if self.training:
-            return TrainingOutput(self.dense_head.losses(output, batch), self.dense_head.decode(output))
-        return self.dense_head.detect(output, self.post_processing)
+            losses = self.dense_head.losses(first.head, batch)
+            return TrainingOutput(losses, first.predictions, first.taps)
+        return self.dense_head.detect(first.head, self.post_processing)
 
 
 @DETECTORS.register("SECONDNet", "SECONDNetCaKDP")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +17,16 @@ from cakdp_ext.detectors.registry import ROI_HEADS, upper_keys
 from cakdp_ext.detectors.roi_heads import Proposals, RoiHead
 from cakdp_ext.detectors.roi_heads.proposals import as_proposals
 from cakdp_ext.refinement import IoURefinement
-from cakdp_ext.types import Batch, Detections, EncodedScene, LidarGeometry, TeacherRois, TrainingOutput
+from cakdp_ext.types import (
+    PREDICTIONS,
+    Batch,
+    Detections,
+    EncodedScene,
+    LidarGeometry,
+    Roles,
+    TeacherRois,
+    TrainingOutput,
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,12 @@ class _Scene:
     """What is kept of a batch between :meth:`TwoStageDetector.encode` and what is asked of it then."""
 
     first: FirstStageOutput
-    seen: Any
+    look: Callable[[FirstStageOutput, Batch], Any]
+
+    @cached_property
+    def seen(self) -> Any:
+        """All that the second stage needs before there are rois, computed when it is first asked."""
+        return self.look(self.first, self.first.batch)
 
 
 class TwoStageDetector(FirstStage):
@@ -173,14 +188,17 @@ class TwoStageDetector(FirstStage):
         frames = zip(predictions.boxes, scores, predictions.labels, predictions.is_valid, strict=True)
         return [select_labelled(*frame, self.post_processing) for frame in frames]
 
-    def encode(self, batch: Batch) -> EncodedScene:
-        """Run the first stage; no proposals, no NMS.
+    def encode(self, batch: Batch, roles: Roles = PREDICTIONS) -> EncodedScene:
+        """Run the first stage as far as the roles need it; no proposals, no NMS.
+
+        What the second stage looks at is computed when it is first asked.
 
         Args:
             batch: on this module's device.
+            roles: what to show.
         """
-        first = self.run_first_stage(batch)
-        return EncodedScene(self.dense_head.decode(first.head), _Scene(first, self.look(first, batch)))
+        first = FirstStageOutput(self, batch)
+        return EncodedScene(first.taps(roles), _Scene(first, self.look))
 
     @torch.no_grad()
     def propose(self, encoded: EncodedScene) -> TeacherRois:
@@ -216,7 +234,7 @@ class TwoStageDetector(FirstStage):
         """
         if self.training:
             raise RuntimeError("refine judges in eval mode only; call .eval() on the teacher first")
-        num_frames = len(encoded.predictions.boxes)
+        num_frames = encoded.features.first.batch.batch_size
         if rois.dim() != 3 or rois.shape[0] != num_frames or rois.shape[2] != 7:
             raise ValueError(
                 f"rois must have shape ({num_frames}, K, 7) like the encoded frames, got {tuple(rois.shape)}"

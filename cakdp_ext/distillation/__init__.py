@@ -3,36 +3,55 @@
 from cakdp_ext.distillation.category import category_loss
 from cakdp_ext.distillation.classes import class_order, require_same_classes, to_student, to_teacher
 from cakdp_ext.distillation.comparison import Samples, compare
-from cakdp_ext.distillation.config import DistillConfig
+from cakdp_ext.distillation.config import DistillConfig, MethodChoice, SkdConfig
+from cakdp_ext.distillation.distiller import Distiller, Taught, build_methods, roles_of
 from cakdp_ext.distillation.matching import SiteMatch, check_sites, match_sites, rois_at
-from cakdp_ext.distillation.methods import DistillMethod, DistillOutput, build_method, register_method
+from cakdp_ext.distillation.methods import DistillMethod, DistillOutput, Lesson, find_method, register_method
+from cakdp_ext.distillation.projector import MapProjector, RowProjector
+from cakdp_ext.distillation.reading import read_config
 from cakdp_ext.distillation.representatives import Representatives, select_representatives
 from cakdp_ext.distillation.student_motivated import StudentMotivatedKD
-from cakdp_ext.distillation.teacher import FrozenTeacher
+from cakdp_ext.distillation.teacher import FrozenTeacher, SecondStage
 from cakdp_ext.distillation.teacher_motivated import JointKD, TeacherMotivatedKD, sites_of_rois
+from cakdp_ext.distillation.vanilla import VanillaKD, matched_logits, matched_rows, soft_target_loss
 
 __all__ = [
     "DistillConfig",
     "DistillMethod",
     "DistillOutput",
+    "Distiller",
     "FrozenTeacher",
     "JointKD",
+    "Lesson",
+    "MapProjector",
+    "MethodChoice",
     "Representatives",
+    "RowProjector",
     "Samples",
+    "SecondStage",
     "SiteMatch",
+    "SkdConfig",
     "StudentMotivatedKD",
+    "Taught",
     "TeacherMotivatedKD",
-    "build_method",
+    "VanillaKD",
+    "build_methods",
     "category_loss",
     "check_sites",
     "class_order",
     "compare",
+    "find_method",
     "match_sites",
+    "matched_logits",
+    "matched_rows",
+    "read_config",
     "register_method",
     "require_same_classes",
     "rois_at",
+    "roles_of",
     "select_representatives",
     "sites_of_rois",
+    "soft_target_loss",
     "to_student",
     "to_teacher",
 ]

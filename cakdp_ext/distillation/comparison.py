@@ -8,7 +8,8 @@ from torch import Tensor
 
 from cakdp_ext.distillation.category import category_loss
 from cakdp_ext.distillation.representatives import check_finite
-from cakdp_ext.types import DensePredictions, EncodedScene, TwoStageTeacher
+from cakdp_ext.distillation.teacher import SecondStage
+from cakdp_ext.types import DensePredictions
 
 TEACHER_ADVICE = "check the teacher's checkpoint, or train without --use_amp"
 
@@ -32,16 +33,13 @@ class Samples:
     valid: Tensor
 
 
-def compare(
-    samples: Samples, predictions: DensePredictions, teacher: TwoStageTeacher, encoded: EncodedScene, space: str
-) -> Tensor:
+def compare(samples: Samples, predictions: DensePredictions, second_stage: SecondStage, space: str) -> Tensor:
     """Give Eq. 1 between the student's logits at the samples and the teacher's second stage on their RoIs.
 
     Args:
         samples: where.
         predictions: of the student; gradient flows to its class logits only.
-        teacher: asked once, unless no frame has a sample.
-        encoded: ``teacher.encode`` of the same batch.
+        second_stage: of the teacher on the same batch; asked once, unless no frame has a sample.
         space: see :func:`category_loss`.
 
     Returns:
@@ -56,7 +54,7 @@ def compare(
     judged = student.detach()
     if samples.valid.any():
         check_finite(samples.rois[samples.valid], "the coordinates of the teacher's RoIs", TEACHER_ADVICE)
-        answer = teacher.refine(encoded, samples.rois).detach()
+        answer = second_stage.refine(samples.rois).detach()
         judged = _pick_class(answer, samples.teacher_labels, logits.shape[2])
         check_finite(judged[samples.valid], "the teacher's second-stage logits", TEACHER_ADVICE)
     return category_loss(student, judged, samples.valid, space)

@@ -1,9 +1,10 @@
-"""What MODEL.DISTILL of a YAML says."""
+"""What MODEL.DISTILL of a YAML says; :func:`cakdp_ext.distillation.read_config` reads it."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from cakdp_ext.config import ModelSource
 
@@ -11,13 +12,15 @@ SPACES = ("logits", "probability")
 
 
 @dataclass(frozen=True)
-class DistillConfig:
-    """How the student is taught. Read it with ``config.from_node(DistillConfig, node, where)``.
+class NoOptions:
+    """A method without keys of its own."""
+
+
+@dataclass(frozen=True)
+class SkdConfig:
+    """Keys of SKD, TKD and TSKD, which may stand in MODEL.DISTILL whatever METHOD says.
 
     Attributes:
-        teacher: the two-stage detector that teaches.
-        method: name of a registered method.
-        alpha: weight of the distillation loss in Eq. 7.
         space: where Eq. 1 compares student and teacher: ``logits`` or ``probability`` (their sigmoids).
         score_thresh: a representative's best class score lies above it; 0.25 for SECOND, 0.1 for CenterPoint.
         nms_thresh: bird's-eye-view IoU of the rotated, class-agnostic NMS that picks the representatives.
@@ -25,9 +28,6 @@ class DistillConfig:
         nms_post_maxsize: a frame has at most so many representatives.
     """
 
-    teacher: ModelSource
-    method: str = "SKD"
-    alpha: float = 1.0
     space: str = "logits"
     score_thresh: float = 0.25
     nms_thresh: float = 0.7
@@ -35,11 +35,8 @@ class DistillConfig:
     nms_post_maxsize: int = 200
 
     def __post_init__(self) -> None:
-        _check_teacher(self.teacher)
         if self.space not in SPACES:
             raise ValueError(f"unknown SPACE {self.space!r}; valid spaces: {', '.join(SPACES)}")
-        if not (math.isfinite(self.alpha) and self.alpha >= 0):
-            raise ValueError(f"ALPHA must be a finite number not below 0, got {self.alpha}")
         for name in ("score_thresh", "nms_thresh"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name.upper()} must lie in [0, 1], got {getattr(self, name)}")
@@ -47,6 +44,53 @@ class DistillConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name.upper()} must be a whole number of at least 1, got {value!r}")
+
+
+@dataclass(frozen=True)
+class MethodChoice:
+    """One of the methods that METHOD names.
+
+    Attributes:
+        name: under which it is registered.
+        weight: what its loss is multiplied by.
+        options: an instance of the method's ``Config``.
+    """
+
+    name: str
+    weight: float
+    options: Any
+
+    def __post_init__(self) -> None:
+        check_weight("WEIGHT", self.weight)
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Who teaches the student, and how.
+
+    Attributes:
+        teacher: the detector that teaches.
+        methods: the ways, whose weighted losses are added; no name twice.
+    """
+
+    teacher: ModelSource
+    methods: tuple[MethodChoice, ...]
+
+    def __post_init__(self) -> None:
+        _check_teacher(self.teacher)
+        names = [choice.name for choice in self.methods]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"METHOD must name at least one method and none twice, got {names}")
+
+
+def check_weight(key: str, value: object) -> None:
+    """Refuse a weight that is no finite number from 0 on.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{key} must be a finite number not below 0, got {value}")
 
 
 def _check_teacher(teacher: object) -> None:

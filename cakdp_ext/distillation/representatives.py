@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cakdp_ext import ops
-from cakdp_ext.distillation.config import DistillConfig
+from cakdp_ext.distillation.config import SkdConfig
 from cakdp_ext.types import DensePredictions
 
 
@@ -28,7 +28,7 @@ class Representatives:
 
 
 @torch.no_grad()
-def select_representatives(predictions: DensePredictions, config: DistillConfig) -> Representatives:
+def select_representatives(predictions: DensePredictions, config: SkdConfig) -> Representatives:
     """Select in every frame what rotated, class-agnostic NMS leaves of the predictions above the score threshold.
 
     A sample's score is the sigmoid of its best class logit. No gradient flows.

@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from cakdp_ext.distillation.classes import class_order, to_teacher
 from cakdp_ext.distillation.comparison import Samples, compare
-from cakdp_ext.distillation.config import DistillConfig
+from cakdp_ext.distillation.config import SkdConfig
 from cakdp_ext.distillation.matching import match_sites, rois_at
-from cakdp_ext.distillation.methods import DistillOutput, register_method
+from cakdp_ext.distillation.methods import DistillMethod, DistillOutput, Lesson, register_method
 from cakdp_ext.distillation.representatives import select_representatives
-from cakdp_ext.types import DensePredictions, EncodedScene, PredictionSites, TwoStageTeacher
+from cakdp_ext.types import DensePredictions, PredictionSites, Role
 
 
 @register_method("SKD")
-class StudentMotivatedKD(nn.Module):
+class StudentMotivatedKD(DistillMethod):
     """Pull the student's best class logit at its representatives towards the teacher's second stage (Eq. 1).
 
     It has no parameters and keeps nothing between calls. The teacher's own proposals are never used.
     """
 
-    def __init__(self, config: DistillConfig) -> None:
-        super().__init__()
-        self.config = config
+    Config = SkdConfig
+    taps = frozenset({Role.DENSE, Role.SECOND_STAGE})
 
-    def forward(
-        self,
-        student_predictions: DensePredictions,
-        student_sites: PredictionSites,
-        teacher: TwoStageTeacher,
-        encoded: EncodedScene,
-    ) -> DistillOutput:
+    def check(self, student: PredictionSites, teacher: PredictionSites) -> None:
+        """Refuse predictions that cannot be matched."""
+        match_sites(student, teacher)
+
+    def forward(self, lesson: Lesson) -> DistillOutput:
         """Compare student and teacher on one batch.
 
         Args:
-            student_predictions: of the student in training; gradient flows to its class logits only.
-            student_sites: where they sit.
-            teacher: asked for its second stage, unless no frame has a representative.
-            encoded: ``teacher.encode`` of the same batch.
+            lesson: gradient flows to the class logits of its student only; the second stage is asked once, unless no
+                frame has a representative.
 
         Returns:
-            alpha times Eq. 1; a finite zero, connected to the student, where there is no representative.
+            Eq. 1; a finite zero, connected to the student, where there is no representative.
 
         Raises:
             ConfigError: where the predictions of student and teacher cannot be matched.
@@ -48,9 +41,9 @@ class StudentMotivatedKD(nn.Module):
             ValueError: where the teacher's predictions are not those of its sites, or where its second stage gives
                 neither one logit a RoI nor one a class.
         """
-        samples = self._samples(student_predictions, student_sites, teacher.sites, encoded.predictions)
-        loss = compare(samples, student_predictions, teacher, encoded, self.config.space)
-        return DistillOutput(self.config.alpha * loss, samples.valid.sum(dim=1))
+        samples = self._samples(lesson.student.dense, lesson.student.sites, lesson.teacher.sites, lesson.teacher.dense)
+        loss = compare(samples, lesson.student.dense, lesson.second_stage, self.config.space)
+        return DistillOutput(loss, samples.valid.sum(dim=1))
 
     def _samples(
         self,

@@ -8,11 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from cakdp_ext.config import ConfigError
-from cakdp_ext.types import Batch, EncodedScene, PredictionSites, ProposingTeacher, TeacherRois, TwoStageTeacher
+from cakdp_ext.types import (
+    PREDICTIONS,
+    Batch,
+    EncodedScene,
+    PredictionSites,
+    ProposingTeacher,
+    Roles,
+    Teacher,
+    TeacherRois,
+    TwoStageTeacher,
+)
 
 
 class FrozenTeacher:
-    """A two-stage detector in eval mode without gradients, itself a ``ProposingTeacher``.
+    """A detector in eval mode without gradients, itself a ``ProposingTeacher`` where the detector is one.
 
     It is no ``nn.Module`` on purpose: as attribute of a student it enters neither its parameters nor its state dict,
     and the student's ``train()``, ``to()`` and DDP do not reach it.
@@ -22,14 +32,14 @@ class FrozenTeacher:
         """Take over a detector and freeze it.
 
         Raises:
-            ValueError: for a detector without a second stage that judges given boxes.
+            ValueError: for one that shows nothing.
         """
-        if not isinstance(detector, TwoStageTeacher):
+        if not isinstance(detector, Teacher):
             raise ValueError(
-                f"a teacher needs sites, encode and refine, {type(detector).__name__} lacks one of them; "
-                "use a two-stage detector, e.g. VoxelRCNN"
+                f"a teacher needs sites and encode, {type(detector).__name__} lacks one of them; use a detector "
+                "such as VoxelRCNN"
             )
-        self._detector: TwoStageTeacher = detector
+        self._detector: Teacher = detector
         self._module: nn.Module = detector.eval().requires_grad_(False)
 
     @property
@@ -37,11 +47,26 @@ class FrozenTeacher:
         """Where the predictions of its first stage sit."""
         return self._detector.sites
 
-    def encode(self, batch: Batch) -> EncodedScene:
-        """Run the first stage; no proposals, no NMS, no gradient."""
+    def encode(self, batch: Batch, roles: Roles = PREDICTIONS) -> EncodedScene:
+        """Run the first stage as far as the roles need it; no proposals, no NMS, no gradient."""
         self._module.eval()
         with torch.no_grad():
-            return self._detector.encode(batch)
+            return self._detector.encode(batch, roles)
+
+    def require_second_stage(self) -> TwoStageTeacher:
+        """Give the detector that judges given boxes.
+
+        Raises:
+            ConfigError: for one without a second stage.
+        """
+        if not isinstance(self._detector, TwoStageTeacher):
+            raise ConfigError(
+                f"MODEL.DISTILL.METHOD asks the teacher's second stage, {type(self._detector).__name__} has none; use "
+                "a two-stage detector, e.g. VoxelRCNN, or another METHOD"
+            )
+        if check := getattr(self._detector, "require_two_stages", None):
+            check()
+        return self._detector
 
     def propose(self, encoded: EncodedScene) -> TeacherRois:
         """Give the RoIs of its own evaluation, no gradient.
@@ -62,7 +87,7 @@ class FrozenTeacher:
         """Give the second stage's class logits ``(B, K, 1)`` or ``(B, K, C)`` for ``rois (B, K, 7)``, no gradient."""
         self._module.eval()
         with torch.no_grad():
-            return self._detector.refine(encoded, rois)
+            return self.require_second_stage().refine(encoded, rois)
 
     def follow(self, change: Callable[[Tensor], Tensor]) -> None:
         """Apply to its tensors what ``nn.Module._apply`` applies to those of whom it teaches: a move, a cast."""
@@ -72,3 +97,29 @@ class FrozenTeacher:
         """Move it, in place, and return it."""
         self._module.to(device)
         return self
+
+
+class SecondStage:
+    """A teacher's second stage on one batch.
+
+    Args:
+        teacher: who judges.
+        encoded: the batch, as its first stage left it.
+    """
+
+    def __init__(self, teacher: TwoStageTeacher, encoded: EncodedScene) -> None:
+        self._teacher, self._encoded = teacher, encoded
+
+    def refine(self, rois: Tensor) -> Tensor:
+        """Give class logits ``(B, K, 1)`` or ``(B, K, C)`` for boxes ``(B, K, 7)`` that it need not have proposed."""
+        return self._teacher.refine(self._encoded, rois)
+
+    def propose(self) -> TeacherRois:
+        """Give the RoIs of the teacher's own evaluation.
+
+        Raises:
+            ConfigError: for a teacher that does not say which they are.
+        """
+        if not isinstance(self._teacher, ProposingTeacher):
+            raise ConfigError(f"{type(self._teacher).__name__} has no propose; use MODEL.DISTILL.METHOD SKD")
+        return self._teacher.propose(self._encoded)

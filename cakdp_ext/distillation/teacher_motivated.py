@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,46 +11,41 @@ from cakdp_ext.config import ConfigError
 from cakdp_ext.distillation.cells import sites_by_cell
 from cakdp_ext.distillation.classes import class_order, to_student
 from cakdp_ext.distillation.comparison import TEACHER_ADVICE, Samples, compare
-from cakdp_ext.distillation.config import DistillConfig
+from cakdp_ext.distillation.config import SkdConfig
 from cakdp_ext.distillation.matching import match_sites
-from cakdp_ext.distillation.methods import DistillOutput, register_method
+from cakdp_ext.distillation.methods import DistillMethod, DistillOutput, Lesson, register_method
 from cakdp_ext.distillation.representatives import check_finite
 from cakdp_ext.distillation.student_motivated import StudentMotivatedKD
-from cakdp_ext.types import DensePredictions, EncodedScene, PredictionSites, ProposingTeacher, TeacherRois
+from cakdp_ext.types import PredictionSites, Role, TeacherRois
 
 
 @register_method("TKD")
-class TeacherMotivatedKD(nn.Module):
+class TeacherMotivatedKD(DistillMethod):
     """Pull the student's logit where the teacher's own RoIs are towards what its second stage says of them.
 
     The class compared is the one that the teacher's first stage gave the RoI. It has no parameters and keeps nothing
-    between calls; of the config only ALPHA and SPACE are asked.
+    between calls; of the keys only SPACE is asked.
 
     Source: CaKDP (Zhang et al., CVPR 2024), section 3.2 and Fig. 3(a).
     """
 
-    def __init__(self, config: DistillConfig) -> None:
-        super().__init__()
-        self.config = config
+    Config = SkdConfig
+    taps = frozenset({Role.DENSE, Role.SECOND_STAGE})
 
-    def forward(
-        self,
-        student_predictions: DensePredictions,
-        student_sites: PredictionSites,
-        teacher: ProposingTeacher,
-        encoded: EncodedScene,
-    ) -> DistillOutput:
+    def check(self, student: PredictionSites, teacher: PredictionSites) -> None:
+        """Refuse predictions that cannot be matched."""
+        match_sites(student, teacher)
+
+    def forward(self, lesson: Lesson) -> DistillOutput:
         """Compare student and teacher on one batch.
 
         Args:
-            student_predictions: of the student in training; gradient flows to its class logits only.
-            student_sites: where they sit.
-            teacher: asked for its RoIs, and once for what it makes of them.
-            encoded: ``teacher.encode`` of the same batch.
+            lesson: gradient flows to the class logits of its student only; the second stage is asked for its RoIs, and
+                once for what it makes of them.
 
         Returns:
-            alpha times Eq. 1 over the RoIs that lie on the student's map; a finite zero, connected to the student,
-            where there is none.
+            Eq. 1 over the RoIs that lie on the student's map; a finite zero, connected to the student, where there is
+            none.
 
         Raises:
             ConfigError: where the predictions of student and teacher cannot be matched, or for a teacher that proposes
@@ -56,20 +53,20 @@ class TeacherMotivatedKD(nn.Module):
             FloatingPointError: where student or teacher is not finite.
             ValueError: where the teacher's second stage gives neither one logit a RoI nor one a class.
         """
+        predictions, sites, theirs = lesson.student.dense, lesson.student.sites, lesson.teacher.sites
         advice = "lower the learning rate, or look for a bad frame or batch norm"
-        check_finite(student_predictions.cls_logits.detach(), "the student's class logits", advice)
-        found = teacher.propose(encoded)
+        check_finite(predictions.cls_logits.detach(), "the student's class logits", advice)
+        found = lesson.second_stage.propose()
         check_finite(found.rois[found.is_valid], "the coordinates of the teacher's RoIs", TEACHER_ADVICE)
-        order = class_order(student_sites, teacher.sites)
-        labels = to_student(found.labels.where(found.is_valid, 0), order)
-        indices, valid = sites_of_rois(found, labels, student_sites, teacher.sites, student_predictions.cls_logits)
+        labels = to_student(found.labels.where(found.is_valid, 0), class_order(sites, theirs))
+        indices, valid = sites_of_rois(found, labels, sites, theirs, predictions.cls_logits)
         samples = Samples(indices, labels, found.labels.where(found.is_valid, 0), found.rois, valid)
-        loss = compare(samples, student_predictions, teacher, encoded, self.config.space)
-        return DistillOutput(self.config.alpha * loss, valid.sum(dim=1))
+        loss = compare(samples, predictions, lesson.second_stage, self.config.space)
+        return DistillOutput(loss, valid.sum(dim=1))
 
 
 @register_method("TSKD")
-class JointKD(nn.Module):
+class JointKD(DistillMethod):
     """Add SKD and TKD, each averaged over its own samples.
 
     The second stage is asked for each by itself: some teachers look at all RoIs of a frame together.
@@ -77,20 +74,23 @@ class JointKD(nn.Module):
     Source: CaKDP (Zhang et al., CVPR 2024), section 5.1, "TKD-SKD joint mode".
     """
 
-    def __init__(self, config: DistillConfig) -> None:
-        super().__init__()
+    Config = SkdConfig
+    taps = frozenset({Role.DENSE, Role.SECOND_STAGE})
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
         self.ways = nn.ModuleList([StudentMotivatedKD(config), TeacherMotivatedKD(config)])
 
-    def forward(
-        self,
-        student_predictions: DensePredictions,
-        student_sites: PredictionSites,
-        teacher: ProposingTeacher,
-        encoded: EncodedScene,
-    ) -> DistillOutput:
-        """Compare student and teacher on one batch; arguments and errors as of the two."""
-        outputs = [way(student_predictions, student_sites, teacher, encoded) for way in self.ways]
-        counts = torch.stack([output.num_representatives for output in outputs])
+    def check(self, student: PredictionSites, teacher: PredictionSites) -> None:
+        """Refuse predictions that cannot be matched."""
+        match_sites(student, teacher)
+
+    def forward(self, lesson: Lesson) -> DistillOutput:
+        """Compare student and teacher on one batch; errors as of the two."""
+        outputs: list[DistillOutput] = [way(lesson) for way in self.ways]
+        counts = torch.stack(
+            [output.num_representatives for output in outputs if output.num_representatives is not None]
+        )
         return DistillOutput(torch.stack([output.loss for output in outputs]).sum(), counts.sum(dim=0))
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from cakdp_ext.checkpoint import CheckpointError, find_checkpoint, load_weights, read_checkpoint
 from cakdp_ext.config import ConfigError, ModelSource, from_node, load_config
-from cakdp_ext.distillation import DistillConfig, FrozenTeacher, require_same_classes
+from cakdp_ext.distillation import DistillConfig, FrozenTeacher, read_config, require_same_classes
 from cakdp_ext.engine.choice import OPENPCDET, adapter, engine_name
 from cakdp_ext.openpcdet.locate import openpcdet_root
 from cakdp_ext.openpcdet.resolve import resolve
@@ -43,9 +43,10 @@ class Student:
 
 
 def distill_config(config: Mapping[str, Any]) -> DistillConfig | None:
-    """Read ``MODEL.DISTILL``; None where the YAML has none."""
+    """Read ``MODEL.DISTILL``, whose methods the YAML's IMPORTS may register; None where the YAML has none."""
     node = config["MODEL"].get("DISTILL")
-    return from_node(DistillConfig, node, f"MODEL.DISTILL of {config['CONFIG_FILE']}") if node else None
+    import_modules(config)
+    return read_config(node, f"MODEL.DISTILL of {config['CONFIG_FILE']}") if node else None
 
 
 def pruning_config(config: Mapping[str, Any]) -> PruningConfig | None:

@@ -1,60 +1,80 @@
-"""One training step: the student's task losses and, under a teacher, the distillation loss (Eq. 7)."""
+"""One training step: the student's task losses and, under a teacher, the distillation losses (Eq. 7)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 from torch import Tensor, nn
 
+from cakdp_ext.checkpoint import PROJECTORS, load_weights
 from cakdp_ext.config import ConfigError
-from cakdp_ext.distillation import DistillConfig, FrozenTeacher, build_method, match_sites
-from cakdp_ext.types import Batch, OneStageStudent, TrainingOutput
+from cakdp_ext.distillation import DistillConfig, Distiller, FrozenTeacher
+from cakdp_ext.taps import Taps
+from cakdp_ext.types import Batch, OneStageStudent, Role, TrainingOutput
 
 
-class TrainingStep:
-    """Turns a batch into named losses; the student is the only thing in it that trains.
+class TrainingStep(nn.Module):
+    """Turns a batch into named losses. Its parameters are those of the student and, behind them, of the projectors.
 
     Args:
-        student: the bare detector; its sites are compared with the teacher's.
-        forward: what is called in training, the student itself or its DDP wrapper.
-        teacher: the frozen two-stage detector, or None for plain training.
+        student: the bare detector, on its device; its sites are compared with the teacher's.
+        teacher: the frozen detector, on the same device, or None for plain training.
         distill: settings of the distillation; needed with a teacher.
+
+    Attributes:
+        student: the bare detector.
+        distiller: the teacher and the methods; None for plain training.
 
     Raises:
         ConfigError: when the student cannot be distilled under this teacher.
     """
 
     def __init__(
-        self,
-        student: nn.Module,
-        forward: Callable[[Batch], TrainingOutput] | None = None,
-        teacher: FrozenTeacher | None = None,
-        distill: DistillConfig | None = None,
+        self, student: nn.Module, teacher: FrozenTeacher | None = None, distill: DistillConfig | None = None
     ) -> None:
-        self.student = cast(OneStageStudent, student)  # plain training asks for less than the protocol holds
-        self.forward = forward or student
-        self.teacher = teacher
-        self.method = build_method(distill) if teacher is not None and distill is not None else None
-        if teacher is not None:
-            try:
-                match_sites(self.student.sites, teacher.sites)
-            except ValueError as error:
-                raise ConfigError(f"the teacher cannot teach this student: {error}") from error
+        super().__init__()
+        self.student = student
+        self.distiller: Distiller | None = None
+        if teacher is not None and distill is not None:
+            self.distiller = Distiller(distill, teacher)
+            self.distiller.prepare(cast(OneStageStudent, student), getattr(student, "geometry", None))
 
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Give every weighted loss of Eq. 7 by name; their sum is what is minimised.
 
         Under autocast the teacher computes in half precision too; boxes are decoded and Eq. 1 is computed in float32.
         After the demo bfloat16 moves the teacher's logits by 0.04 (root mean square), where they are 0.78 away from the
         student's: 0.3 % of the loss, and float16 is eight times finer.
         """
-        output = self.forward(batch)
+        output: TrainingOutput = self.student(batch)
         losses = dict(output.losses)
-        if self.method is not None and self.teacher is not None:
-            if output.predictions is None:
-                raise ConfigError(f"{type(self.student).__name__} gives no dense predictions; it cannot be distilled")
-            encoded = self.teacher.encode(batch)
-            result = self.method(output.predictions, self.student.sites, self.teacher, encoded)
-            losses["distill_loss"] = result.loss
+        if self.distiller is not None:
+            losses.update(self.distiller(batch, self._shown(output, self.distiller)).losses)
         return losses
+
+    def projectors(self) -> dict[str, dict[str, Tensor]]:
+        """Give what a checkpoint keeps of what is trained beside the student, for a resume only; nothing without."""
+        state = self.distiller.state_dict() if self.distiller is not None else {}
+        return {PROJECTORS: {key: value.detach().cpu() for key, value in state.items()}} if state else {}
+
+    def load_projectors(self, content: Mapping[str, Any], where: str) -> None:
+        """Take it from a checkpoint.
+
+        Raises:
+            CheckpointError: for one that lacks it, or holds other shapes.
+        """
+        if self.distiller is not None:
+            load_weights(self.distiller, content.get(PROJECTORS, {}), f"{PROJECTORS} of {where}")
+
+    def _shown(self, output: TrainingOutput, distiller: Distiller) -> Taps:
+        """Take what the methods ask for out of a forward of the student."""
+        if output.tap is not None:
+            return output.tap(distiller.shown)
+        lacks = distiller.shown - {Role.DENSE} if output.predictions is not None else distiller.shown
+        if lacks:
+            raise ConfigError(
+                f"{type(self.student).__name__} gives no {', '.join(sorted(role.value for role in lacks))} in "
+                f"training, which {', '.join(distiller.each)} asks for; let the tap of its TrainingOutput give it"
+            )
+        return Taps(cast(OneStageStudent, self.student).sites, {Role.DENSE: output.predictions})

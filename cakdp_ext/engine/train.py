@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from easydict import EasyDict
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cakdp_ext.checkpoint import find_checkpoint, load_weights, read_checkpoint
@@ -27,7 +28,7 @@ from cakdp_ext.engine.schedule import OptimizationConfig
 from cakdp_ext.engine.step import TrainingStep
 from cakdp_ext.engine.trainer import Trainer, TrainOptions
 from cakdp_ext.pruning import criterion_of, load_plan, plan_to_dict
-from cakdp_ext.types import LidarGeometry, PruningPlan
+from cakdp_ext.types import Batch, LidarGeometry, PruningPlan
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,8 @@ def train(config: EasyDict, run: RunFolder, place: Workers, request: TrainReques
         file = find_checkpoint(request.pretrained_model)
         load_weights(student.model, read_checkpoint(file)["model_state"], file)
     student.model.to(place.device)
-    step = TrainingStep(
-        student.model,
-        _wrapped(student.model, place, request.sync_bn),
-        build_teacher(config, dataset.geometry, place.device),
-        distill,
-    )
+    step = TrainingStep(student.model, build_teacher(config, dataset.geometry, place.device), distill)
+    forward = _wrapped(step, place, request.sync_bn)
     torch.manual_seed(request.seed + 1 + place.rank)
     loader, sampler = training_loader(
         dataset, place, batch_size=batch_size, num_workers=request.num_workers, seed=request.seed
@@ -103,7 +100,7 @@ def train(config: EasyDict, run: RunFolder, place: Workers, request: TrainReques
     extra: dict[str, Any] = {"settings": identity_of(config, request)}
     if student.plan:
         extra["pruning"] = plan_to_dict(student.plan)
-    trainer = Trainer(step, loader, sampler, place, run, optimization, options, extra)
+    trainer = Trainer(step, loader, sampler, place, run, optimization, options, extra, forward)
     trainer.resume(find_checkpoint(request.ckpt) if request.ckpt else None)
     if place.is_main:
         run.create(config)
@@ -202,19 +199,20 @@ def _batch_size_per_process(request: TrainRequest, optimization: OptimizationCon
     return request.batch_size // place.world_size
 
 
-def _wrapped(model: nn.Module, place: Workers, sync_bn: bool) -> Any:
+def _wrapped(step: TrainingStep, place: Workers, sync_bn: bool) -> Callable[[Batch], dict[str, Tensor]]:
+    """Let the processes share gradients: one DDP around student and projectors, so that all wait in one order."""
     if place.world_size == 1:
         if sync_bn:
             raise ConfigError("--sync_bn needs several processes; start tools/dist_train.sh")
-        return model
+        return step
     if sync_bn:
         if place.device.type != "cuda":
             raise ConfigError("--sync_bn needs CUDA; PyTorch has no synchronised batch norm for CPUs")
         from cakdp_ext.detectors import synchronise_batch_norm  # here, so that a command without spconv can say so
 
-        model = synchronise_batch_norm(model)
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, _constants(model))
-    return DistributedDataParallel(model, device_ids=[place.device] if place.device.type == "cuda" else None)
+        synchronise_batch_norm(step)
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(step, _constants(step))
+    return DistributedDataParallel(step, device_ids=[place.device] if place.device.type == "cuda" else None)
 
 
 def _constants(model: nn.Module) -> set[str]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from tensorboardX import SummaryWriter
@@ -73,6 +73,7 @@ class Trainer:
         optimization: the YAML's ``OPTIMIZATION``.
         options: the command line's part.
         extra_state: saved with every checkpoint: ``pruning`` (the plan as a dictionary) and what else identifies it.
+        forward: what is called in training, the step itself (by default) or its DDP wrapper.
     """
 
     step: TrainingStep
@@ -83,10 +84,11 @@ class Trainer:
     optimization: OptimizationConfig
     options: TrainOptions
     extra_state: Mapping[str, Any] = field(default_factory=dict)
+    forward: Callable[[Batch], dict[str, Tensor]] | None = None
 
     def __post_init__(self) -> None:
-        self.model = cast(nn.Module, self.step.student)
-        self.optimizer = build_optimizer(self.model, self.optimization)
+        self.model = self.step.student
+        self.optimizer = build_optimizer(self.step, self.optimization)
         self.schedule = build_schedule(self.optimizer, self.optimization, self.options.epochs * len(self.loader))
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.options.use_amp and self.place.device.type == "cuda")
         self.position = Position()
@@ -116,7 +118,7 @@ class Trainer:
             leave=False,
             mininterval=1.0,
         )
-        self.model.train()
+        self.step.train()
         sums: dict[str, float] = {}
         with bar:
             for batch in self.loader:
@@ -140,7 +142,7 @@ class Trainer:
         """Take one optimizer step on a batch that lies on the device; give its weighted losses by name."""
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            losses = self.step(batch)
+            losses = (self.forward or self.step)(batch)
         loss = torch.stack([value.float() for value in losses.values()]).sum()
         if not torch.isfinite(loss):
             values = ", ".join(f"{key} {float(value.detach()):g}" for key, value in losses.items())
@@ -150,7 +152,7 @@ class Trainer:
             )
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.optimization.grad_norm_clip or torch.inf)
+        norm = nn.utils.clip_grad_norm_(self.step.parameters(), self.optimization.grad_norm_clip or torch.inf)
         if not self.scaler.is_enabled() and not torch.isfinite(norm):  # a scaler skips such a step by itself
             raise FloatingPointError(
                 f"the gradient is not finite at iteration {self.position.iteration} in frames "
@@ -222,6 +224,7 @@ class Trainer:
             "random_state": random,
             "batch_size": self.sampler.batch_size,
             **self.extra_state,
+            **self.step.projectors(),
         }
 
     def resume(self, file: Path | None = None) -> bool:
@@ -242,6 +245,7 @@ class Trainer:
         where = f"the checkpoint to resume {f'in {self.run.ckpt}' if file is None else file}"
         self._require_same_run(content, where)
         load_weights(self.model, content["model_state"], where)
+        self.step.load_projectors(content, where)
         self.optimizer.load_state_dict(content["optimizer_state"])
         self.schedule.load_state_dict(content["schedule_state"])
         self.scaler.load_state_dict(content["scaler_state"])

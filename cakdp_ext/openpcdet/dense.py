@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cakdp_ext.center_maps import CenterCells, ClassesOfParts, codes_of
+from cakdp_ext.center_maps import CenterCells, ClassesOfParts, codes_of, join_codes
 from cakdp_ext.config import ConfigError
 from cakdp_ext.refinement import IoUHeadConfig
+from cakdp_ext.taps import BoxCodes
 from cakdp_ext.types import DensePredictions, LidarGeometry, PredictionSites
 
 _ANCHOR_MAPS = {
@@ -95,6 +96,25 @@ def _decode_centers(head: Any, maps: Sequence[Mapping[str, Tensor]]) -> DensePre
     logits = classes.join([part["hm"] for part in maps])
     iou = classes.join([part["iou"] for part in maps]) if has_iou_branch(head) else None
     return DensePredictions(logits, classes.best_boxes(logits, boxes_of_parts(head, maps)), iou)
+
+
+def box_codes(head: Any, maps: Mapping[str, Any]) -> BoxCodes:
+    """Give what a head regresses at each of its sites, raw and with gradient.
+
+    Args:
+        head: whose maps they are.
+        maps: as for :func:`decode`.
+    """
+    if is_center_head(head):
+        parts = tuple(map(tuple, head.class_names_each_head))
+        return BoxCodes(join_codes([codes_of(part) for part in maps["pred_dicts"]]), parts)
+    size, num_sites = len(maps["cls_preds"]), len(anchors_of(head))
+    directions = maps.get("dir_cls_preds")
+    return BoxCodes(
+        maps["box_preds"].reshape(size, num_sites, 1, -1).float(),
+        (tuple(head.class_names),) if head.num_class == len(head.class_names) else ((),),
+        None if directions is None else directions.reshape(size, num_sites, -1).float(),
+    )
 
 
 def classes_of(head: Any) -> ClassesOfParts:

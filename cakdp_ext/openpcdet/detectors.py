@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -12,13 +11,13 @@ from torch import Tensor
 
 from cakdp_ext.checkpoint import PLAN_KEY, CheckpointError, load_weights, pack_plan, read_checkpoint, unpack_plan
 from cakdp_ext.config import ConfigError, from_node
-from cakdp_ext.distillation import DistillConfig, DistillMethod, FrozenTeacher, build_method, match_sites
 from cakdp_ext.openpcdet.batches import to_batch
 from cakdp_ext.openpcdet.center_heads import assign_by_part
-from cakdp_ext.openpcdet.dense import decode, has_iou_branch, home_of, is_center_head
+from cakdp_ext.openpcdet.dense import has_iou_branch, home_of, is_center_head
 from cakdp_ext.openpcdet.faces import DetectorFaces
 from cakdp_ext.openpcdet.refined import refine_batch
-from cakdp_ext.openpcdet.teacher import build_teacher
+from cakdp_ext.openpcdet.shown import taps_of
+from cakdp_ext.openpcdet.taught import Distillation, watching
 from cakdp_ext.pruning import (
     PruningConfig,
     cut_student_,
@@ -28,24 +27,18 @@ from cakdp_ext.pruning import (
     plan_to_dict,
 )
 from cakdp_ext.refinement import IoURefinement
-from cakdp_ext.types import Batch, EncodedScene, PruningPlan
+from cakdp_ext.taps import Taps
+from cakdp_ext.types import Batch, PruningPlan
 
 _CURE = "use the YAML it was trained with"
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """Who teaches, and how."""
-
-    teacher: FrozenTeacher
-    method: DistillMethod
 
 
 class CaKDPStudent(DetectorFaces):
     """Mixin in front of a one-stage class of OpenPCDet's that obeys ``MODEL.PRUNING`` and ``MODEL.DISTILL``.
 
     The plan is applied when the detector is built, so that OpenPCDet's optimizer, loops and logs see a plain, smaller
-    network. Checkpoints carry it. The teacher is no submodule: it is in no checkpoint, no optimizer, no broadcast.
+    network. Checkpoints carry it. The teacher is no submodule: it is in no checkpoint, no optimizer, no broadcast. The
+    projectors of a method that has some are a submodule, ``projectors``, which is in no state dict.
 
     Args:
         model_cfg: MODEL's mapping; never changed.
@@ -66,6 +59,7 @@ class CaKDPStudent(DetectorFaces):
     _plan: PruningPlan | None = None
     _distillation: Distillation | None = None
     _scene: Batch | None = None
+    _seen: Mapping[str, Any] | None = None
     _refused: CheckpointError | None = None
     _file_plan: Mapping[str, Any] | None = None
 
@@ -80,8 +74,8 @@ class CaKDPStudent(DetectorFaces):
             self.iou_refinement.require_branch(has_iou_branch(self.dense_head), type(self.dense_head).__name__)
         self._prune(model_cfg.get("PRUNING"), dataset)
         if model_cfg.get("DISTILL") and dataset.training:
-            self._distillation = _distillation(model_cfg["DISTILL"], dataset)
-            match_sites(self.sites, self._distillation.teacher.sites)
+            self._distillation = Distillation.of(model_cfg["DISTILL"], dataset)
+            self._distillation.prepare(self)
 
     def _check_head(self) -> None:
         """Refuse a head of the other kind, which would train and, when all is done, give nothing to post-processing."""
@@ -134,25 +128,28 @@ class CaKDPStudent(DetectorFaces):
             return super().forward(batch)
         self._scene = batch if isinstance(batch, Batch) else to_batch(batch)
         try:
-            return super().forward(batch)
+            with watching(self.dense_head) as self._seen:
+                return super().forward(batch)
         finally:
-            self._scene = None
+            self._scene = self._seen = None
 
     def get_training_loss(self) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
         """Give the task loss and, under a teacher, Eq. 7 with what it is made of."""
-        predictions = decode(self.dense_head, self.dense_head.forward_ret_dict) if self._scene is not None else None
-        loss, logged, shown = super().get_training_loss()  # type: ignore[misc]
-        if self._scene is None or self._distillation is None or predictions is None:
-            return loss, logged, shown
-        teacher = self._distillation.teacher
-        encoded: EncodedScene = teacher.encode(self._scene)
-        taught = self._distillation.method(predictions, self.sites, teacher, encoded)
-        logged = {
-            **logged,
-            "distill_loss": taught.loss.item(),
-            "num_representatives": taught.num_representatives.float().mean().item(),
-        }
-        return loss + taught.loss, logged, shown
+        if self._scene is None or self._distillation is None:
+            return super().get_training_loss()  # type: ignore[misc]
+        shown = self._shown(self._distillation)
+        loss, logged, messages = super().get_training_loss()  # type: ignore[misc]
+        taught = self._distillation.distiller(self._scene, shown)
+        losses = {"distill_loss": taught.loss, **taught.losses}
+        logged = {**logged, **{name: value.item() for name, value in losses.items()}}
+        if taught.num_representatives is not None:
+            logged["num_representatives"] = taught.num_representatives.float().mean().item()
+        return loss + taught.loss, logged, messages
+
+    def _shown(self, distillation: Distillation) -> Taps:
+        """Take what the methods ask for out of this forward; before targets' losses change what the head keeps."""
+        maps = self.dense_head.forward_ret_dict
+        return taps_of(self, self._seen or {}, maps, distillation.distiller.shown)
 
     def post_processing(self, batch_dict: dict[str, Any]) -> Any:
         """Apply the IoU branch, then OpenPCDet's score threshold, NMS and recall."""
@@ -209,7 +206,10 @@ class CaKDPStudent(DetectorFaces):
         Raises:
             CheckpointError: naming file and tensor, where it is of another model, plan or shape.
         """
-        return self._naming(filename, super().load_params_with_optimizer, *args, **kwargs)  # type: ignore[misc]
+        result = self._naming(filename, super().load_params_with_optimizer, *args, **kwargs)  # type: ignore[misc]
+        if self._distillation is not None:
+            self._distillation.resume(read_checkpoint(filename), filename)
+        return result
 
     def _naming(self, filename: Any, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Load a file; keep a refusal for the next training step, in case that OpenPCDet's resume swallows it."""
@@ -235,11 +235,6 @@ class CaKDPStudent(DetectorFaces):
         if ours is None:
             raise CheckpointError(f"it is pruned, but the YAML has no MODEL.PRUNING; {_CURE}")
         raise CheckpointError(f"it was cut by another plan than MODEL.PRUNING.PLAN; {_CURE}, and its plan")
-
-
-def _distillation(node: Mapping[str, Any], dataset: Any) -> Distillation:
-    config = from_node(DistillConfig, node, "MODEL.DISTILL")
-    return Distillation(build_teacher(config, dataset), build_method(config))
 
 
 class SECONDNetCaKDP(CaKDPStudent, SECONDNet):

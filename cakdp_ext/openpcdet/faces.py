@@ -10,22 +10,25 @@ from torch import Tensor, nn
 
 from cakdp_ext.config import ConfigError
 from cakdp_ext.openpcdet.batches import to_batch_dict
-from cakdp_ext.openpcdet.dense import decode, raw_maps, sites_of
+from cakdp_ext.openpcdet.dense import raw_maps, sites_of
 from cakdp_ext.openpcdet.proposals import MAPS, propose
+from cakdp_ext.openpcdet.shown import OF_HEAD, STAGES, taps_of
 from cakdp_ext.pruning.layers import is_tensor_like, values_of, with_values
+from cakdp_ext.taps import Taps
 from cakdp_ext.types import (
+    PREDICTIONS,
     Batch,
     DensePredictions,
     Detections,
     EncodedScene,
     LidarGeometry,
     PredictionSites,
+    Roles,
     TeacherRois,
     TrainingOutput,
     to_device,
 )
 
-FIRST_STAGE = ("vfe", "backbone_3d", "map_to_bev_module", "backbone_2d")
 SECOND_STAGE = ("pfe", "point_head", "roi_head")
 """Set abstraction and point heads serve the RoIs only; PV-RCNN++'s even looks at them."""
 
@@ -80,26 +83,32 @@ class DetectorFaces:
 
     def predict_dense(self, batch: Batch) -> DensePredictions:
         """Give the raw predictions without targets, losses, mask or NMS."""
-        return self._first_stage(to_batch_dict(batch))
+        return self._show(to_batch_dict(batch), PREDICTIONS).dense
 
-    def _first_stage(self, data: dict[str, Any]) -> DensePredictions:
-        for name in FIRST_STAGE:
+    def _show(self, data: dict[str, Any], roles: Roles) -> Taps:
+        """Run the modules that the roles need, and none behind them."""
+        for name, needed_by in STAGES.items():
             module = getattr(self, name, None)
-            if module is not None:
+            if module is not None and roles & needed_by:
                 data.update(module(data))
-        data[MAPS] = raw_maps(self.dense_head, data["spatial_features_2d"])
-        return decode(self.dense_head, data[MAPS])
+        if roles & OF_HEAD:
+            data[MAPS] = raw_maps(self.dense_head, data["spatial_features_2d"])
+        return taps_of(self, data, data.get(MAPS), roles)
 
-    def encode(self, batch: Batch) -> EncodedScene:
-        """Run the first stage; no proposals, no NMS.
+    def encode(self, batch: Batch, roles: Roles = PREDICTIONS) -> EncodedScene:
+        """Run the first stage as far as the roles need it; no proposals, no NMS.
+
+        Args:
+            batch: B frames.
+            roles: what to show.
 
         Raises:
-            ConfigError: where there is no second stage that could refine.
+            ConfigError: where there is no dense head.
         """
-        self.require_two_stages()
+        self.require_dense_head()
         data = to_batch_dict(batch)
         data["dataset_cfg"] = getattr(self.dataset, "dataset_cfg", None)  # where SECONDHead reads range and voxels
-        return EncodedScene(self._first_stage(data), data)
+        return EncodedScene(self._show(data, roles), data)
 
     def propose(self, encoded: EncodedScene) -> TeacherRois:
         """Give the RoIs of its own evaluation, without gradient.
@@ -115,20 +124,26 @@ class DetectorFaces:
         with torch.autocast(encoded.predictions.boxes.device.type, enabled=False):
             return propose(self, encoded)
 
-    def require_two_stages(self) -> None:
-        """Refuse to teach without a first stage that says something everywhere and a second that judges any box.
+    def require_dense_head(self) -> None:
+        """Refuse to teach without a first stage that says something everywhere.
 
         Raises:
             ConfigError: saying what there is not.
         """
-        missing = [
-            what
-            for name, what in (("dense_head", "dense head"), ("roi_head", "RoI head"))
-            if getattr(self, name, None) is None
-        ]
-        if missing:
+        if getattr(self, "dense_head", None) is None:
+            raise ConfigError(f"{type(self).__name__} has no dense head; a teacher needs one, as VoxelRCNN has")
+
+    def require_two_stages(self) -> None:
+        """Refuse to judge boxes without a second stage that judges any box.
+
+        Raises:
+            ConfigError: saying what there is not.
+        """
+        self.require_dense_head()
+        if getattr(self, "roi_head", None) is None:
             raise ConfigError(
-                f"{type(self).__name__} has no {' and no '.join(missing)}; a teacher needs both, as VoxelRCNN has"
+                f"{type(self).__name__} has no RoI head; MODEL.DISTILL.METHOD asks the teacher's second stage, as "
+                "VoxelRCNN has one"
             )
         if hasattr(self, "reset_memorybank"):
             raise ConfigError(

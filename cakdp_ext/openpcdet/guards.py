@@ -43,7 +43,7 @@ def guarded(script: ModuleType, tests: bool = True) -> Iterator[None]:
     }
     changes: list[tuple[ModuleType | None, Wrappers]] = [
         (_home(script, "repeat_eval_ckpt"), {"get_no_evaluated_ckpt": waiting.get_no_evaluated_ckpt}),
-        (_home(script, "train_model"), {"save_checkpoint": saving_whole}),
+        (_home(script, "train_model"), {"save_checkpoint": loading.save_checkpoint}),
         (script, of_script),
     ]
     with ExitStack() as stack:
@@ -96,6 +96,7 @@ class LoadingGuard:
 
     def __init__(self, is_strict: bool) -> None:
         self.is_strict = is_strict
+        self.model: Any = None
         self.file = "the checkpoint"
 
     def build_network(self, original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
@@ -103,6 +104,7 @@ class LoadingGuard:
 
         def build(*args: Any, **kwargs: Any) -> nn.Module:
             model: Any = original(*args, **kwargs)
+            self.model = model
             if not getattr(model, "is_student", False):
                 require_obeyed(model, inspect.signature(original).bind(*args, **kwargs).arguments["model_cfg"])
                 if not self.is_strict:
@@ -114,6 +116,16 @@ class LoadingGuard:
             return model
 
         return build
+
+    def save_checkpoint(self, original: Callable[..., None]) -> Callable[..., None]:
+        """Save a checkpoint whole or not at all, and what is trained beside the network with it."""
+        whole = saving_whole(original)
+
+        def save(state: Any, filename: Any = "checkpoint") -> None:
+            distillation = getattr(self.model, "_distillation", None)
+            whole({**state, **distillation.state()} if distillation else state, filename)
+
+        return save
 
     def build_scheduler(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Check how long the training will be; weights to start from are loaded by now."""

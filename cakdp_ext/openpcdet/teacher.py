@@ -10,11 +10,12 @@ from pcdet.models import detectors
 
 from cakdp_ext.checkpoint import find_checkpoint, load_weights, read_checkpoint
 from cakdp_ext.config import ConfigError, load_config
-from cakdp_ext.distillation import DistillConfig, FrozenTeacher, require_same_classes
+from cakdp_ext.distillation import DistillConfig, FrozenTeacher, build_methods, require_same_classes, roles_of
 from cakdp_ext.openpcdet.faces import geometry_of, with_faces
 from cakdp_ext.openpcdet.locate import root_if_any
 from cakdp_ext.openpcdet.resolve import places
 from cakdp_ext.own_modules import import_modules
+from cakdp_ext.types import Role
 
 _VOXELIZERS = ("transform_points_to_voxels", "transform_points_to_voxels_placeholder")
 """The second only says how large the voxels are, for networks that sort the points themselves."""
@@ -28,8 +29,8 @@ def build_teacher(distill: DistillConfig, dataset: Any) -> FrozenTeacher:
         dataset: of the student; it gives the teacher its voxels.
 
     Raises:
-        ConfigError: for an unknown detector, one without a second stage, other classes or other voxels than the
-            student's.
+        ConfigError: for an unknown detector, one without a dense head or, where a method asks it, a second stage, other
+            classes or other voxels than the student's.
         CheckpointError: naming the first tensor of the checkpoint that does not fit.
     """
     config = load_config(distill.teacher.cfg, search=places(root_if_any()))
@@ -42,7 +43,9 @@ def build_teacher(distill: DistillConfig, dataset: Any) -> FrozenTeacher:
     detector = with_faces(known[name])
     seen = _with_classes(dataset, list(config.CLASS_NAMES))
     model: Any = detector(model_cfg=deepcopy(config.MODEL), num_class=len(config.CLASS_NAMES), dataset=seen)
-    model.require_two_stages()
+    if Role.SECOND_STAGE in roles_of(build_methods(distill).values()):
+        model.require_two_stages()
+    model.require_dense_head()
     file = find_checkpoint(distill.teacher.ckpt)
     load_weights(model, read_checkpoint(file)["model_state"], file)
     return FrozenTeacher(model)

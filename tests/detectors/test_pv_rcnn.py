@@ -6,6 +6,7 @@ import os
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -244,7 +245,8 @@ def point_losses(model, batch):
 
 def detached(first):
     scales = {k: v.replace_feature(v.features.detach()) for k, v in first.backbone.multi_scale.items()}
-    return replace(first, backbone=replace(first.backbone, multi_scale=scales), bev_map=first.bev_map.detach())
+    backbone = replace(first.backbone, multi_scale=scales)
+    return SimpleNamespace(backbone=backbone, bev_map=first.bev_map.detach())
 
 
 def test_a_batch_without_its_points_is_refused(model, make_batch, small_geometry):

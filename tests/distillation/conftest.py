@@ -6,14 +6,21 @@ from shapely import affinity
 from shapely.geometry import box as rectangle
 from torch import nn
 
-from cakdp_ext.config import ModelSource
-from cakdp_ext.distillation import DistillConfig
-from cakdp_ext.types import DensePredictions, EncodedScene, PredictionSites
+from cakdp_ext.distillation import read_config
+from cakdp_ext.taps import Taps
+from cakdp_ext.types import PREDICTIONS, DensePredictions, EncodedScene, PredictionSites, Role
+
+TEACHER = {"CFG": "teacher.yaml", "CKPT": "teacher.pth"}
 
 
 @pytest.fixture
 def make_config():
-    return lambda **changes: DistillConfig(ModelSource("teacher.yaml", "teacher.pth"), **changes)
+    def make(**changes):
+        return read_config(
+            {"TEACHER": TEACHER, **{key.upper(): value for key, value in changes.items()}}, "MODEL.DISTILL"
+        )
+
+    return make
 
 
 @pytest.fixture
@@ -97,6 +104,7 @@ def slow_representatives():
 
     def select(predictions, config):
         chosen = []
+        config = config.methods[0].options if hasattr(config, "methods") else config
         for boxes, logits in zip(predictions.boxes.tolist(), predictions.cls_logits.tolist(), strict=True):
             scores = [1 / (1 + math.exp(-max(row))) for row in logits]
             candidates = [i for i, score in enumerate(scores) if score > config.score_thresh]
@@ -121,9 +129,9 @@ class FakeTeacher(nn.Module):
     def sites(self):
         return self.fixed_sites
 
-    def encode(self, batch):
+    def encode(self, batch, roles=PREDICTIONS):
         logits = self.head(self.norm(self.boxes.flatten(0, 1))).view(*self.boxes.shape[:2], -1)
-        return EncodedScene(DensePredictions(logits, self.boxes), features=None)
+        return EncodedScene(Taps(self.sites, {Role.DENSE: DensePredictions(logits, self.boxes)}))
 
     def propose(self, encoded):
         return self.found

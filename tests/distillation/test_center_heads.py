@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from teaching import scene_of, teach
 
 from cakdp_ext.config import ConfigError
-from cakdp_ext.distillation import FrozenTeacher, StudentMotivatedKD
+from cakdp_ext.distillation import FrozenTeacher
 from cakdp_ext.engine.step import TrainingStep
 from cakdp_ext.types import DensePredictions, TrainingOutput
 
@@ -36,8 +37,8 @@ class Pair:
 
     def distil(self, config):
         teacher = FrozenTeacher(self.detector)
-        encoded = type(teacher.encode(None))(DensePredictions(self.teacher_logits, self.teacher_boxes), None)
-        return StudentMotivatedKD(config)(self.predictions, self.student.sites, teacher, encoded)
+        encoded = scene_of(self.teacher.sites, DensePredictions(self.teacher_logits, self.teacher_boxes))
+        return teach(config, self.predictions, self.student.sites, teacher, encoded)
 
     def slow_roi(self, candidates, frame, index):
         best = max(candidates[index], key=lambda site: self.teacher_logits[frame, site].max().item())
@@ -128,6 +129,6 @@ def test_a_training_step_refuses_a_teacher_that_sees_less_before_it_starts(
 ):
     student, teacher = make_map(LOW, (0.8, 0.8), (8, 6)), make_map(LOW, (0.8, 0.8), (8, 5))
     frozen = FrozenTeacher(make_teacher(teacher.sites, make_boxes(1, 40)))
-    with pytest.raises(ConfigError, match="the teacher cannot teach this student: 8 of 48 predictions"):
+    with pytest.raises(ConfigError, match="the teacher cannot teach this student by SKD: 8 of 48 predictions"):
         TrainingStep(Student(student.sites), teacher=frozen, distill=make_config())
     TrainingStep(Student(teacher.sites), teacher=frozen, distill=make_config())

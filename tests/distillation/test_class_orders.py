@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from teaching import scene_of, teach
 
 from cakdp_ext.config import ConfigError
-from cakdp_ext.distillation import FrozenTeacher, build_method, class_order, match_sites, to_student, to_teacher
-from cakdp_ext.types import DensePredictions, EncodedScene, PredictionSites, TeacherRois
+from cakdp_ext.distillation import FrozenTeacher, class_order, match_sites, to_student, to_teacher
+from cakdp_ext.types import DensePredictions, PredictionSites, TeacherRois
 
 OURS, THEIRS = ("Car", "Pedestrian", "Cyclist"), ("Cyclist", "Car", "Pedestrian")
 PLACES = [2, 0, 1, 3]
@@ -92,8 +93,9 @@ def test_a_teacher_in_another_order_teaches_the_same(make_config, make_boxes, ma
             answers.head.weight.data[rename], answers.head.bias.data[rename] = weight, bias
         rois = torch.take_along_dim(boxes, chosen[..., None], dim=1)
         answers.found = TeacherRois(rois, rename[labels], torch.ones_like(chosen, dtype=torch.bool), move[chosen])
-        teacher, encoded = FrozenTeacher(answers), EncodedScene(DensePredictions(torch.zeros(2, 24, 3), theirs), None)
-        run = build_method(make_config(method=method))
-        losses.append(run(DensePredictions(logits, boxes), sites_of(OURS), teacher, encoded).loss)
+        teacher = FrozenTeacher(answers)
+        encoded = scene_of(sites, DensePredictions(torch.zeros(2, 24, 3), theirs))
+        config = make_config(method=method)
+        losses.append(teach(config, DensePredictions(logits, boxes), sites_of(OURS), teacher, encoded).loss)
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
     assert losses[0].item() > 0.1

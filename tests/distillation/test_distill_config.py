@@ -1,32 +1,44 @@
 import pytest
 
-from cakdp_ext.config import ConfigError, ModelSource, from_node
-from cakdp_ext.distillation import DistillConfig, StudentMotivatedKD, build_method, register_method
+from cakdp_ext.config import ConfigError, ModelSource
+from cakdp_ext.distillation import (
+    DistillMethod,
+    MethodChoice,
+    SkdConfig,
+    StudentMotivatedKD,
+    find_method,
+    read_config,
+    register_method,
+)
 from cakdp_ext.distillation import methods as methods_module
 
 TEACHER = {"CFG": "cfgs/kitti/voxel_rcnn.yaml", "CKPT": "teacher.pth"}
 
 
 def read(**changes):
-    return from_node(DistillConfig, {"TEACHER": TEACHER, **changes}, "MODEL.DISTILL")
+    return read_config({"TEACHER": TEACHER, **changes}, "MODEL.DISTILL")
 
 
 def test_a_teacher_is_all_that_must_be_given():
     config = read()
     assert config.teacher == ModelSource(cfg=TEACHER["CFG"], ckpt="teacher.pth")
-    assert config == DistillConfig(config.teacher, "SKD", 1.0, "logits", 0.25, 0.7, 2048, 200)
+    assert config.methods == (MethodChoice("SKD", 1.0, SkdConfig("logits", 0.25, 0.7, 2048, 200)),)
 
 
 def test_every_key_is_read():
-    config = read(ALPHA=2, SPACE="probability", SCORE_THRESH=0.1, NMS_PRE_MAXSIZE=4096, NMS_POST_MAXSIZE=500)
-    assert (config.alpha, config.space, config.score_thresh) == (2, "probability", 0.1)
-    assert (config.nms_pre_maxsize, config.nms_post_maxsize) == (4096, 500)
+    (choice,) = read(ALPHA=2, SPACE="probability", SCORE_THRESH=0.1, NMS_PRE_MAXSIZE=4096, NMS_POST_MAXSIZE=500).methods
+    assert (choice.weight, choice.options.space, choice.options.score_thresh) == (2, "probability", 0.1)
+    assert (choice.options.nms_pre_maxsize, choice.options.nms_post_maxsize) == (4096, 500)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"SCORE_THRESHOLD": 0.1}, "unknown key SCORE_THRESHOLD .* SCORE_THRESH, NMS_THRESH"),
+        (
+            {"SCORE_THRESHOLD": 0.1},
+            "unknown key SCORE_THRESHOLD .* TEACHER, METHOD, ALPHA, SPACE, SCORE_THRESH, NMS_THRESH",
+        ),
+        ({"TEMPERATURE": 2.0}, "unknown key TEMPERATURE in MODEL.DISTILL"),
         ({"TEACHER": {**TEACHER, "NAME": "x"}}, "unknown key NAME in TEACHER of MODEL.DISTILL"),
         ({"TEACHER": {"CFG": "a.yaml"}}, "ckpt"),
         ({"TEACHER": {**TEACHER, "CKPT": None}}, "CKPT of TEACHER must be the path of a file, got None"),
@@ -38,6 +50,15 @@ def test_every_key_is_read():
         ({"NMS_THRESH": -0.1}, "NMS_THRESH must lie"),
         ({"NMS_POST_MAXSIZE": 0}, "NMS_POST_MAXSIZE must be a whole number"),
         ({"NMS_PRE_MAXSIZE": 10.5}, "NMS_PRE_MAXSIZE must be a whole number"),
+        ({"METHOD": "KD"}, "unknown distillation METHOD 'KD'; valid methods: .*SKD, TKD, TSKD"),
+        ({"METHOD": []}, "must name at least one method"),
+        ({"METHOD": ["SKD", {"NAME": "SKD"}]}, "none twice"),
+        ({"METHOD": [{"WEIGHT": 1.0}]}, "METHOD of MODEL.DISTILL must be a name, or a list of names"),
+        ({"METHOD": ["TKD", {"NAME": "SKD", "WEIGHT": -1}]}, "METHOD SKD of MODEL.DISTILL: WEIGHT must be a finite"),
+        (
+            {"METHOD": [{"NAME": "SKD", "TEMPERATUR": 2}]},
+            "unknown key TEMPERATUR in METHOD SKD of MODEL.DISTILL; valid",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_key(changes, message):
@@ -45,21 +66,35 @@ def test_what_makes_no_sense_is_refused_by_key(changes, message):
         read(**changes)
 
 
-def test_the_method_is_built_by_name():
-    method = build_method(read(METHOD="SKD", ALPHA=2.0))
-    assert isinstance(method, StudentMotivatedKD)
-    assert method.config.alpha == 2.0
+def test_several_methods_have_weights_and_keys_of_their_own_and_share_those_beside_them():
+    skd, tkd = read(
+        ALPHA=0.5, SCORE_THRESH=0.1, METHOD=[{"NAME": "SKD", "WEIGHT": 2, "SPACE": "probability"}, "TKD"]
+    ).methods
+    assert (skd.weight, skd.options.space, skd.options.score_thresh) == (2, "probability", 0.1)
+    assert (tkd.weight, tkd.options.space, tkd.options.score_thresh) == (0.5, "logits", 0.1)
 
 
-def test_an_unknown_method_lists_the_valid_ones():
-    with pytest.raises(ConfigError, match="unknown distillation METHOD 'KD'; valid methods: .*SKD, TKD, TSKD"):
-        build_method(read(METHOD="KD"))
+def test_one_word_changes_the_method_of_a_yaml_with_the_keys_of_skd():
+    keys = {"ALPHA": 2.0, "SPACE": "logits", "SCORE_THRESH": 0.25, "NMS_PRE_MAXSIZE": 2048}
+    (choice,) = read(**keys, METHOD="VanillaKD").methods
+    assert (choice.name, choice.weight) == ("VanillaKD", 2.0)
+    (choice,) = read(**keys, METHOD="VanillaKD", TEMPERATURE=3).methods
+    assert choice.options.temperature == 3
 
 
 def test_a_method_can_be_registered_from_outside_but_not_replaced(monkeypatch):
     monkeypatch.setattr(methods_module, "_METHODS", dict(methods_module._METHODS))
-    register_method("MINE")(StudentMotivatedKD)
-    assert isinstance(build_method(read(METHOD="MINE")), StudentMotivatedKD)
+
+    class Mine(StudentMotivatedKD):
+        pass
+
+    register_method("MINE")(Mine)
+    assert find_method("MINE") is Mine
     with pytest.raises(ValueError, match="'SKD' is .* already"):
-        register_method("SKD")(lambda config: None)
-    assert isinstance(build_method(read()), StudentMotivatedKD)
+        register_method("SKD")(Mine)
+    with pytest.raises(ValueError, match="'my.kd' has a dot"):
+        register_method("my.kd")(Mine)
+    with pytest.raises(TypeError, match="subclasses of DistillMethod"):
+        register_method("other")(lambda config: None)
+    assert find_method("SKD") is StudentMotivatedKD
+    assert issubclass(Mine, DistillMethod)

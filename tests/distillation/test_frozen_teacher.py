@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from cakdp_ext.distillation import FrozenTeacher
+from cakdp_ext.config import ConfigError
+from cakdp_ext.distillation import Distiller, FrozenTeacher
 from cakdp_ext.types import TwoStageTeacher
 
 
@@ -72,6 +73,16 @@ def test_it_is_a_two_stage_teacher_and_survives_a_deep_copy(detector):
     assert torch.equal(twin.refine(None, rois), teacher.refine(None, rois))
 
 
-def test_a_detector_without_second_stage_is_refused():
+def test_a_detector_that_shows_nothing_is_refused():
     with pytest.raises(ValueError, match="Linear lacks one of them"):
         FrozenTeacher(nn.Linear(1, 1))
+
+
+def test_a_detector_without_second_stage_teaches_whoever_does_not_ask_for_one(detector, make_config):
+    class OneStage(nn.Module):
+        sites, encode = detector.sites, detector.encode
+
+    teacher = FrozenTeacher(OneStage())
+    with pytest.raises(ConfigError, match="asks the teacher's second stage, OneStage has none"):
+        Distiller(make_config(), teacher)
+    assert Distiller(make_config(method="VanillaKD"), teacher).teacher is teacher

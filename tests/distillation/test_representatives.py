@@ -1,8 +1,13 @@
 import pytest
 import torch
 
-from cakdp_ext.distillation import select_representatives
+from cakdp_ext.distillation import SkdConfig, select_representatives
 from cakdp_ext.types import DensePredictions
+
+
+@pytest.fixture
+def make_config():
+    return SkdConfig
 
 
 @pytest.fixture

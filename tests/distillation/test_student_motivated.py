@@ -1,8 +1,9 @@
 import pytest
 import torch
+from teaching import scene_of, teach
 
 from cakdp_ext.config import ConfigError
-from cakdp_ext.distillation import FrozenTeacher, StudentMotivatedKD
+from cakdp_ext.distillation import FrozenTeacher, SkdConfig, StudentMotivatedKD
 from cakdp_ext.types import DensePredictions
 
 NUM_ANCHORS, NUM_CLASSES = 40, 3
@@ -25,7 +26,7 @@ class Scene:
 
     def distil(self, config):
         teacher = FrozenTeacher(self.detector)
-        return StudentMotivatedKD(config)(self.predictions, self.sites, teacher, teacher.encode(None))
+        return teach(config, self.predictions, self.sites, teacher, teacher.encode(None))
 
     def slow_gaps(self, chosen):
         """Give (frame, anchor, class, gap) of every representative with the plain formula."""
@@ -73,8 +74,7 @@ def test_an_empty_frame_halves_the_mean_of_two_and_gets_no_gradient(scene, make_
     teacher = FrozenTeacher(scene.detector)
     encoded = teacher.encode(None)
     first = DensePredictions(encoded.predictions.cls_logits[:1], encoded.predictions.boxes[:1])
-    kd = StudentMotivatedKD(make_config())
-    single = kd(alone, scene.sites, teacher, type(encoded)(first, None)).loss
+    single = teach(make_config(), alone, scene.sites, teacher, scene_of(scene.sites, first)).loss
     with torch.no_grad():
         scene.logits[1] -= 50.0
     output = scene.distil(make_config())
@@ -155,11 +155,11 @@ def test_a_second_stage_for_other_classes_is_refused(make_sites, make_boxes, mak
 def test_half_precision_student_gets_a_float32_loss(scene, make_config):
     half = DensePredictions(scene.logits.bfloat16(), scene.student_boxes)
     teacher = FrozenTeacher(scene.detector)
-    output = StudentMotivatedKD(make_config())(half, scene.sites, teacher, teacher.encode(None))
+    output = teach(make_config(), half, scene.sites, teacher, teacher.encode(None))
     assert output.loss.dtype == torch.float32
     output.loss.backward()
     assert scene.logits.grad.isfinite().all()
 
 
-def test_the_method_has_nothing_to_save(make_config):
-    assert StudentMotivatedKD(make_config()).state_dict() == {}
+def test_the_method_has_nothing_to_save():
+    assert StudentMotivatedKD(SkdConfig()).state_dict() == {}

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from teaching import scene_of, teach
 from torch import nn
 
 from cakdp_ext.config import ConfigError
-from cakdp_ext.distillation import FrozenTeacher, build_method
-from cakdp_ext.types import DensePredictions, EncodedScene, TeacherRois
+from cakdp_ext.distillation import FrozenTeacher
+from cakdp_ext.types import DensePredictions, TeacherRois
 
 LOW, NAMES, NUM_ROIS = (-4.0, 0.8), ("Car", "Pedestrian", "Cyclist"), 9
 OTHER_ORDER = ("Cyclist", "Car", "Pedestrian")
@@ -44,14 +45,15 @@ class Pair:
         self.detector.found = TeacherRois(rois, labels, valid, kept)
         self.frozen = FrozenTeacher(self.detector)
         with torch.no_grad():
-            self.encoded = EncodedScene(DensePredictions(self.detector.head(self.boxes), self.boxes), None)
+            predictions = DensePredictions(self.detector.head(self.boxes), self.boxes)
+            self.encoded = scene_of(self.teacher.sites, predictions)
 
     @property
     def predictions(self):
         return DensePredictions(self.logits, self.student_boxes)
 
     def distil(self, config):
-        return build_method(config)(self.predictions, self.student.sites, self.frozen, self.encoded)
+        return teach(config, self.predictions, self.student.sites, self.frozen, self.encoded)
 
     def slow_index(self, frame, slot, label):
         """Where the student is asked; None beyond its map."""
@@ -97,7 +99,7 @@ def slow_loss(pair, alpha):
 
 
 def assert_follows_the_formula(pair, config):
-    expected, gradient, counts = slow_loss(pair, config.alpha)
+    expected, gradient, counts = slow_loss(pair, config.methods[0].weight)
     output = pair.distil(config)
     output.loss.backward()
     assert output.num_representatives.tolist() == counts

@@ -70,5 +70,5 @@ def test_answers_from_elsewhere_are_an_error(world, monkeypatch):
 
 
 def test_what_is_no_pair_is_refused(world):
-    assert "has no MODEL.DISTILL section" in tried(world, ["second_pruned"]).error
+    assert "has no MODEL.DISTILL section with METHOD SKD" in tried(world, ["second_pruned"]).error
     assert "--ckpt takes YAML=CKPT" in tried(world, PAIRS, "--ckpt", "nothing").error

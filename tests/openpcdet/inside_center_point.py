@@ -80,22 +80,24 @@ class Lesson:
         taught, model._distillation = model._distillation, None
         torch.manual_seed(0)
         self.task_loss = model.train()(to_batch_dict(frames))[0]["loss"].item()
-        self.method = taught.method
-        model._distillation = replace(taught, teacher=self, method=self.watch)
-        self.teacher = taught.teacher
+        model._distillation = taught
+        distiller, self.teacher = taught.distiller, taught.teacher
+        (self.method,) = distiller.each.values()
+        distiller.teacher, compare = self, distiller.compare
+        distiller.compare = lambda lesson: compare(self.watch(lesson))
         torch.manual_seed(0)
         self.answer, self.logged, _ = model(to_batch_dict(frames))
-        model._distillation = taught
+        distiller.teacher, distiller.compare = self.teacher, compare
 
-    def watch(self, predictions, sites, teacher, encoded):
-        self.predictions, self.student_sites, self.encoded = predictions, sites, encoded
-        self.taught = self.method(predictions, sites, teacher, encoded)
-        return self.taught
+    def watch(self, lesson):
+        self.predictions, self.student_sites = lesson.student.dense, lesson.student.sites
+        return lesson
 
     sites = property(lambda self: self.teacher.sites)
 
-    def encode(self, scene):
-        return self.teacher.encode(scene)
+    def encode(self, scene, roles):
+        self.encoded = self.teacher.encode(scene, roles)
+        return self.encoded
 
     def propose(self, encoded):
         self.found = self.teacher.propose(encoded)

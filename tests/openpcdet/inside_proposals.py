@@ -11,10 +11,11 @@ import small_models
 import torch
 from small_models import CLASSES, batch, build, dataset, stock
 
-from cakdp_ext.config import ConfigError, ModelSource, dump_config
-from cakdp_ext.distillation import DistillConfig, FrozenTeacher, build_method
+from cakdp_ext.config import ConfigError, dump_config
+from cakdp_ext.distillation import Distiller, FrozenTeacher, Lesson, SecondStage, read_config
 from cakdp_ext.openpcdet.teacher import build_teacher
-from cakdp_ext.types import DensePredictions, ProposingTeacher
+from cakdp_ext.taps import Taps
+from cakdp_ext.types import DensePredictions, ProposingTeacher, Role
 
 sys.path.append(str(Path(__file__).resolve().parent))
 from inside_teachers import TEACHERS, WITH_ANCHORS, Evaluation, config_of
@@ -81,7 +82,7 @@ def write_teacher(folder, name, classes, config, model):
     tree = {"CLASS_NAMES": classes, "DATA_CONFIG": data, "MODEL": config}
     (folder / f"{name}.yaml").write_text(dump_config(tree))
     torch.save({"model_state": model.state_dict()}, folder / f"{name}.pth")
-    return ModelSource(str(folder / f"{name}.yaml"), str(folder / f"{name}.pth"))
+    return {"CFG": str(folder / f"{name}.yaml"), "CKPT": str(folder / f"{name}.pth")}
 
 
 def turn(tensor, groups, size):
@@ -112,10 +113,13 @@ def test_a_teacher_of_turned_classes_and_anchors_teaches_the_same(method, frames
     other = turned_anchors(deepcopy(config))
     for name, classes, cfg, model in (("straight", CLASSES, config, straight), ("turned", TURNED, other, turned)):
         source = write_teacher(tmp_path, name, list(classes), cfg, model)
-        distill = DistillConfig(source, method=method, score_thresh=0.01)
+        distill = read_config({"TEACHER": source, "METHOD": method, "SCORE_THRESH": 0.01}, "MODEL.DISTILL")
         teacher = build_teacher(distill, dataset())
+        encoded = teacher.encode(frames)
         assert teacher.sites.class_names == tuple(classes)
-        results.append(build_method(distill)(predictions, student.sites, teacher, teacher.encode(frames)))
+        shown = Taps(student.sites, {Role.DENSE: predictions})
+        lesson = Lesson(frames, shown, encoded.taps, SecondStage(teacher, encoded))
+        results.append(Distiller(distill, teacher).compare(lesson))
     assert results[0].num_representatives.min() > 3
     assert results[1].num_representatives.tolist() == results[0].num_representatives.tolist()
     torch.testing.assert_close(results[1].loss, results[0].loss, rtol=1e-5, atol=0)
@@ -126,4 +130,4 @@ def test_classes_that_only_one_knows_are_refused(tmp_path):
     config = config_of("Voxel R-CNN")
     source = write_teacher(tmp_path, "other", ["Car", "Pedestrian", "Van"], config, build(config, training=False))
     with pytest.raises(ConfigError, match=r"other\.yaml does not know Cyclist; the student does not know Van"):
-        build_teacher(DistillConfig(source), dataset())
+        build_teacher(read_config({"TEACHER": source}, "MODEL.DISTILL"), dataset())

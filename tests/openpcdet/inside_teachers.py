@@ -10,8 +10,8 @@ from pcdet.ops.iou3d_nms import iou3d_nms_utils
 from small_models import CLASSES, NUM_CELLS, VOXEL, batch, build, dataset, frame, stock
 
 from cakdp_ext.checkpoint import CheckpointError, write_checkpoint
-from cakdp_ext.config import ConfigError, ModelSource, dump_config
-from cakdp_ext.distillation import DistillConfig, FrozenTeacher
+from cakdp_ext.config import ConfigError, dump_config
+from cakdp_ext.distillation import FrozenTeacher, read_config
 from cakdp_ext.openpcdet.batches import to_batch, to_batch_dict
 from cakdp_ext.openpcdet.build import build_detector
 from cakdp_ext.openpcdet.dense import decode
@@ -138,7 +138,7 @@ def test_the_second_stage_keeps_its_precision_under_autocast(name, frames):
     encoded = teacher.encode(frames)
     boxes = encoded.predictions.boxes[:, ::7]
     expected = teacher.refine(encoded, boxes)
-    halves = EncodedScene(encoded.predictions, in_half(encoded.features))
+    halves = EncodedScene(encoded.taps, in_half(encoded.features))
     assert any(values_of(v).dtype == torch.float16 for v in halves.features.values() if is_tensor_like(v))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(teacher.refine(encoded, boxes), expected)
@@ -188,19 +188,18 @@ def test_dynamic_voxels_of_a_teacher_need_points_only(frames):
 @pytest.mark.parametrize(
     ("name", "lacks"),
     [
-        ("kitti_models/second", "SECONDNet has no RoI head; a teacher needs both, as VoxelRCNN has"),
+        ("kitti_models/second", "SECONDNet has no RoI head; MODEL.DISTILL.METHOD asks the teacher's second stage"),
         ("waymo_models/centerpoint", "CenterPoint has no RoI head"),
         ("kitti_models/PartA2_free", "PointRCNN has no dense head"),
         ("waymo_models/mppnet_e2e_memorybank_inference", "MPPNetE2E judges boxes that it has followed through several"),
     ],
 )
-def test_a_detector_without_two_stages_is_refused(name, lacks, frames, tmp_path):
+def test_a_detector_without_two_stages_is_refused(name, lacks, tmp_path):
     config = stock(name)
     model = build(config, training=False).eval()
+    distill = teacher_of(config, model, tmp_path)
     with pytest.raises(ConfigError, match=lacks):
-        model.encode(frames)
-    with pytest.raises(ConfigError, match=lacks):
-        build_teacher(teacher_of(config, model, tmp_path), dataset())
+        build_teacher(distill, dataset())
 
 
 def test_a_detector_for_the_engine_is_where_its_anchors_are(monkeypatch):
@@ -227,8 +226,8 @@ def teacher_of(config, model, folder, state=None, voxels="transform_points_to_vo
         write_checkpoint(folder / "teacher.pth", model, {"epoch": 1})
     else:
         torch.save({"model_state": state}, folder / "teacher.pth")
-    source = {"cfg": str(folder / "teacher.yaml"), "ckpt": str(folder / "teacher.pth")}
-    return DistillConfig(teacher=ModelSource(**source))
+    source = {"CFG": str(folder / "teacher.yaml"), "CKPT": str(folder / "teacher.pth")}
+    return read_config({"TEACHER": source}, "MODEL.DISTILL")
 
 
 @pytest.mark.parametrize("name", TEACHERS)

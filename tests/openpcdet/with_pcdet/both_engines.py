@@ -109,7 +109,7 @@ class Both:
         ours = build_student(config, self.geometry, self.plan).model
         ours.load_state_dict(tensors_of(theirs))
         teacher: FrozenTeacher = build_teacher(config, self.geometry, torch.device("cpu"))
-        return TrainingStep(ours.train(), ours, teacher, distill_config(config)), ours
+        return TrainingStep(ours.train(), teacher, distill_config(config)), ours
 
     def save(self, model, path, **more):
         """Write a checkpoint as OpenPCDet's loop does."""

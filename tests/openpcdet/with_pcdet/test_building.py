@@ -54,7 +54,9 @@ def test_a_plan_of_another_network_is_refused_by_its_file(both, tmp_path):
 def test_a_teacher_without_a_second_stage_is_refused_when_the_student_is_built(both):
     cfg = both.world.cfg("second")
     ckpt = both.world.run("second").path
-    with pytest.raises(ConfigError, match="SECONDNet has no RoI head; a teacher needs both, as VoxelRCNN has"):
+    with pytest.raises(
+        ConfigError, match="SECONDNet has no RoI head; MODEL.DISTILL.METHOD asks the teacher's second stage"
+    ):
         both.student("MODEL.DISTILL.TEACHER.CFG", cfg, "MODEL.DISTILL.TEACHER.CKPT", ckpt)
 
 

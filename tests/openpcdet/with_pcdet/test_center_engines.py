@@ -93,7 +93,7 @@ def test_a_distilled_step_of_the_compact_student_is_the_same(both, compact, labe
     theirs, ours, config = compact(True, "MODEL.DENSE_HEAD.IOU_HEAD.LABEL", label)
     teacher = build_teacher(config, both.geometry, torch.device("cpu"))
     losses, logged, _ = theirs(both.batch_dict())
-    wanted = TrainingStep(ours, ours, teacher, distill_config(config))(both.batch())
+    wanted = TrainingStep(ours, teacher, distill_config(config))(both.batch())
     assert set(wanted) == set(LOSSES)
     for name in LOSSES:
         assert logged[name] == pytest.approx(wanted[name].item(), rel=1e-5), name
@@ -110,10 +110,26 @@ def test_the_teachers_own_rois_teach_a_student_of_centers_alike(both, compact, o
     theirs, ours, config = compact(True, "MODEL.DISTILL.METHOD", method)
     teacher = build_teacher(config, both.geometry, torch.device("cpu"))
     losses, logged, _ = theirs(both.batch_dict())
-    wanted = TrainingStep(ours, ours, teacher, distill_config(config))(both.batch())
+    wanted = TrainingStep(ours, teacher, distill_config(config))(both.batch())
     assert logged["distill_loss"] == pytest.approx(wanted["distill_loss"].item(), rel=1e-4)
     assert logged["distill_loss"] > 1e-4
     assert logged["num_representatives"] > 10
+    losses["loss"].backward()
+    sum(wanted.values()).backward()
+    assert_same_gradients(theirs, ours)
+
+
+@pytest.mark.parametrize("box_weight", [0.0, 0.5])
+def test_a_center_teacher_of_one_stage_teaches_by_soft_targets_alike(both, compact, openpcdet, box_weight):
+    changes = ("MODEL.DISTILL", f"{{METHOD: [{{NAME: VanillaKD, BOX_WEIGHT: {box_weight}}}]}}")
+    source = ("MODEL.DISTILL.TEACHER.CFG", both.world.cfg("centerpoint"))
+    run = ("MODEL.DISTILL.TEACHER.CKPT", both.world.run("centerpoint").path)
+    theirs, ours, config = compact(True, *changes, *source, *run)
+    teacher = build_teacher(config, both.geometry, torch.device("cpu"))
+    losses, logged, _ = theirs(both.batch_dict())
+    wanted = TrainingStep(ours, teacher, distill_config(config))(both.batch())
+    assert logged["distill_loss"] == pytest.approx(wanted["distill_loss"].item(), rel=1e-4)
+    assert logged["distill_loss"] > 1e-4
     losses["loss"].backward()
     sum(wanted.values()).backward()
     assert_same_gradients(theirs, ours)

@@ -32,7 +32,9 @@ class VoxelBackBone8x(backbones_3d.VoxelBackBone8x):
     def forward(self, batch_dict):
         found = super().forward(batch_dict["voxel_features"], batch_dict["voxel_coords"], batch_dict["batch_size"])
         batch_dict["encoded_spconv_tensor"], batch_dict["multi_scale_3d_features"] = found.encoded, found.multi_scale
-        batch_dict["multi_scale_3d_strides"] = found.strides
+        strides = dict(found.strides)
+        batch_dict["encoded_spconv_tensor_stride"] = strides.pop("encoded")
+        batch_dict["multi_scale_3d_strides"] = strides
         return batch_dict
 
 

@@ -1,0 +1,181 @@
+"""Everything that a student is taught by: the frozen teacher, the methods, and what of them is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from cakdp_ext.config import ConfigError
+from cakdp_ext.distillation.config import DistillConfig
+from cakdp_ext.distillation.methods import DistillMethod, DistillOutput, Lesson, find_method
+from cakdp_ext.distillation.teacher import FrozenTeacher, SecondStage
+from cakdp_ext.taps import Taps
+from cakdp_ext.types import Batch, LidarGeometry, OneStageStudent, Role, Roles, Teacher
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What one step of all methods gives.
+
+    Attributes:
+        losses: weighted scalars: ``distill_loss`` of a single method, ``distill_loss_<NAME>`` of each of several.
+        num_representatives: ``(B,)`` int64, summed over the methods that choose samples; None where none does.
+    """
+
+    losses: Mapping[str, Tensor]
+    num_representatives: Tensor | None
+
+    @property
+    def loss(self) -> Tensor:
+        """Their sum."""
+        return torch.stack([loss.float() for loss in self.losses.values()]).sum()
+
+
+def build_methods(config: DistillConfig) -> dict[str, DistillMethod]:
+    """Build the methods that a config names, by name; what of them is trained is made later."""
+    return {choice.name: find_method(choice.name)(choice.options) for choice in config.methods}
+
+
+def roles_of(methods: Iterable[DistillMethod]) -> Roles:
+    """Give what some methods ask for, all together; whoever judges boxes needs predictions too."""
+    roles: Roles = frozenset().union(*(method.taps for method in methods))
+    return roles | {Role.DENSE} if Role.SECOND_STAGE in roles else roles
+
+
+class Distiller(nn.Module):
+    """Some methods under one teacher. Its parameters are the projectors; the teacher is none of them.
+
+    Args:
+        config: names the methods and their weights.
+        teacher: who teaches.
+
+    Raises:
+        ConfigError: for a teacher without the second stage that a method asks for.
+    """
+
+    def __init__(self, config: DistillConfig, teacher: FrozenTeacher) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.methods = nn.ModuleDict(build_methods(config))
+        self.weights = {choice.name: choice.weight for choice in config.methods}
+        if Role.SECOND_STAGE in self.roles:
+            teacher.require_second_stage()
+
+    @property
+    def each(self) -> dict[str, DistillMethod]:
+        """The methods by name."""
+        return {name: method for name, method in self.methods.items() if isinstance(method, DistillMethod)}
+
+    @property
+    def roles(self) -> Roles:
+        """What the methods ask for, all together; what is not among it is not computed for them."""
+        return roles_of(self.each.values())
+
+    @property
+    def adapts(self) -> bool:
+        """Whether a method has parts to make from the shapes of what both detectors show."""
+        return any(type(method).adapt is not DistillMethod.adapt for method in self.each.values())
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether a method has parameters or buffers: something to train, to move and to keep for a resume."""
+        return any(True for _ in (*self.parameters(), *self.buffers()))
+
+    def prepare(self, student: OneStageStudent, geometry: LidarGeometry | None = None) -> None:
+        """Refuse what does not fit, and make what is trained; called once, before there is an optimizer.
+
+        Args:
+            student: on its device, as is the teacher.
+            geometry: of the frames that both see.
+
+        Raises:
+            ConfigError: when the teacher cannot teach this student.
+        """
+        for name, method in self.each.items():
+            try:
+                method.check(student.sites, self.teacher.sites)
+            except ValueError as error:
+                raise ConfigError(f"the teacher cannot teach this student by {name}: {error}") from error
+        if not self.adapts:
+            return
+        if geometry is None or not isinstance(student, Teacher):
+            raise ConfigError(
+                f"{', '.join(self.each)} must see what {type(student).__name__} computes before the training; give it "
+                "sites and encode, as cakdp_ext.types.Teacher has them, and geometry"
+            )
+        device = student.sites.centers.device
+        frame = made_up_frame(geometry, device)
+        with torch.no_grad(), evaluating(student):
+            ours, theirs = student.encode(frame, self.shown).taps, self.teacher.encode(frame, self.shown).taps
+        for method in self.each.values():
+            method.adapt(ours, theirs)
+        self.to(device)
+
+    @property
+    def shown(self) -> Roles:
+        """What both detectors show; the second stage is the teacher's alone."""
+        return self.roles - {Role.SECOND_STAGE}
+
+    def forward(self, batch: Batch, student: Taps) -> Taught:
+        """Let the teacher look at a batch, and every method compare.
+
+        Args:
+            batch: that the student saw.
+            student: what it shows of it, with gradient.
+        """
+        encoded = self.teacher.encode(batch, self.shown)
+        return self.compare(Lesson(batch, student, encoded.taps, SecondStage(self.teacher, encoded)))
+
+    def compare(self, lesson: Lesson) -> Taught:
+        """Let every method compare, and weigh what they say."""
+        outputs: dict[str, DistillOutput] = {name: method(lesson) for name, method in self.each.items()}
+        weighted = {name: self.weights[name] * output.loss for name, output in outputs.items()}
+        counts = [output.num_representatives for output in outputs.values() if output.num_representatives is not None]
+        is_one = len(weighted) == 1
+        losses = {"distill_loss" if is_one else f"distill_loss_{name}": loss for name, loss in weighted.items()}
+        return Taught(losses, torch.stack(counts).sum(dim=0) if counts else None)
+
+
+@contextmanager
+def evaluating(module: object) -> Iterator[None]:
+    """Put a network into eval mode while the block runs."""
+    if not isinstance(module, nn.Module):
+        yield
+        return
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def made_up_frame(geometry: LidarGeometry, device: torch.device) -> Batch:
+    """Make a frame with a few voxels, of one point each, in the middle of the range.
+
+    Args:
+        geometry: range, voxels and features of a point.
+        device: where it lies.
+    """
+    spans = [range(max(size // 2 - 2, 0), min(size // 2 + 2, size)) for size in reversed(geometry.grid_size)]
+    zyx = torch.tensor(list(product(*spans)))
+    low, size = torch.tensor(geometry.point_cloud_range[:3]), torch.tensor(geometry.voxel_size)
+    points = torch.zeros(len(zyx), geometry.num_point_features)
+    points[:, :3] = low + (zyx.flip(1) + 0.5) * size
+    frame = Batch(
+        batch_size=1,
+        voxels=points[:, None],
+        voxel_coords=torch.cat([torch.zeros(len(zyx), 1), zyx], dim=1).int(),
+        voxel_num_points=torch.ones(len(zyx), dtype=torch.int32),
+        gt_boxes=torch.zeros(1, 0, 7),
+        gt_labels=torch.zeros(1, 0, dtype=torch.int64),
+        frame_ids=("made up",),
+        points=torch.cat([torch.zeros(len(zyx), 1), points], dim=1),
+    )
+    return frame.to(device)

@@ -1,0 +1,212 @@
+"""The teacher's category predictions as soft targets: VanillaKD."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from cakdp_ext.config import ConfigError
+from cakdp_ext.distillation.classes import class_order
+from cakdp_ext.distillation.comparison import TEACHER_ADVICE
+from cakdp_ext.distillation.matching import match_sites
+from cakdp_ext.distillation.methods import DistillMethod, DistillOutput, Lesson, register_method
+from cakdp_ext.distillation.representatives import check_finite
+from cakdp_ext.taps import BoxCodes, Taps
+from cakdp_ext.types import PredictionSites, Role
+
+
+@dataclass(frozen=True)
+class VanillaConfig:
+    """Keys of VanillaKD.
+
+    Attributes:
+        temperature: what the logits are divided by.
+        box_weight: weight of the boxes' term against that of the categories; 0 leaves it out.
+        positive_thresh: the teacher has found something where its best class scores above it; OpenPCDet's own score
+            threshold by default.
+    """
+
+    temperature: float = 2.0
+    box_weight: float = 0.0
+    positive_thresh: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"TEMPERATURE must be a finite number above 0, got {self.temperature}")
+        if not (math.isfinite(self.box_weight) and self.box_weight >= 0):
+            raise ValueError(f"BOX_WEIGHT must be a finite number not below 0, got {self.box_weight}")
+        if not 0 <= self.positive_thresh < 1:
+            raise ValueError(f"POSITIVE_THRESH must lie in [0, 1), got {self.positive_thresh}")
+
+
+@register_method("VanillaKD")
+class VanillaKD(DistillMethod):
+    """Pull every class prediction of the student towards the teacher's at the same place.
+
+    The heads are homogeneous: anchor heads with the same anchors (in any order within a cell), or center heads of the
+    same range; classes meet by name. The teacher's second stage, if it has one, is not asked.
+
+    What the paper, which knows one softmax a picture, leaves open is decided so:
+
+    * A class of these heads is a sigmoid of its own, so that a soft target is one probability a class, and the
+      cross-entropy is that of two outcomes. The teacher's own entropy is taken off, which no gradient sees: the loss is
+      the divergence, and 0 where student and teacher agree. As in the paper the square of the temperature multiplies
+      it.
+    * The terms of all places and classes of a frame are added and divided by the number of places where the teacher has
+      found something (at least 1), then averaged over the frames: a mean over all places, of which a few in a hundred
+      thousand hold an object, would be next to nothing, and the heads' own losses are divided so too.
+    * Center heads of other strides: the target of a cell and class is the highest logit among the teacher's cells in
+      it, as the peak of an object must not be lost; a coarser teacher's cell is the target of all cells in it.
+    * Boxes, where asked for: smooth L1 of the regressed values at the places where the teacher has found something,
+      weighted with its best score there, over the same divisor. An anchor's heading is compared by the sine of the
+      difference, as the direction is a classification of its own, which is left to the task's loss.
+
+    Source: Hinton et al., Distilling the Knowledge in a Neural Network (2015), section 2.
+    """
+
+    Config = VanillaConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.taps = frozenset({Role.DENSE, Role.BOXES}) if config.box_weight > 0 else frozenset({Role.DENSE})
+
+    def check(self, student: PredictionSites, teacher: PredictionSites) -> None:
+        """Refuse heads that are not homogeneous."""
+        kinds = ["a center head" if sites.anchors is None else "an anchor head" for sites in (student, teacher)]
+        if kinds[0] != kinds[1]:
+            raise ConfigError(
+                f"VanillaKD compares heads of one kind, the student has {kinds[0]}, the teacher {kinds[1]}; give both "
+                "the same DENSE_HEAD, or use METHOD SKD"
+            )
+        match_sites(student, teacher)
+        if self.config.box_weight > 0 and student.stride != teacher.stride:
+            raise ConfigError(
+                f"BOX_WEIGHT compares boxes cell by cell, the student's map has stride {student.stride}, the teacher's "
+                f"{teacher.stride}; give both the same stride, or make BOX_WEIGHT 0"
+            )
+
+    def forward(self, lesson: Lesson) -> DistillOutput:
+        """Compare student and teacher on one batch.
+
+        Args:
+            lesson: gradient flows to the student's class logits and, with BOX_WEIGHT, to what it regresses.
+
+        Returns:
+            The loss, connected to the student.
+
+        Raises:
+            ConfigError: for heads that are not homogeneous.
+            FloatingPointError: for a teacher that is not finite.
+        """
+        student, teacher = lesson.student, lesson.teacher
+        check_finite(teacher.dense.cls_logits, "the teacher's class logits", TEACHER_ADVICE)
+        targets = matched_logits(student.sites, teacher)
+        found = targets.amax(dim=2).sigmoid() > self.config.positive_thresh
+        num_found = found.sum(dim=1).clamp(min=1)
+        terms = soft_target_loss(student.dense.cls_logits, targets, self.config.temperature)
+        loss = (terms.sum(dim=(1, 2)) / num_found).mean()
+        if self.config.box_weight > 0:
+            per_frame = self._boxes(student, teacher, targets).sum(dim=(1, 2)) / num_found
+            loss = loss + self.config.box_weight * per_frame.mean()
+        return DistillOutput(loss)
+
+    def _boxes(self, student: Taps, teacher: Taps, targets: Tensor) -> Tensor:
+        """Give the weighted terms ``(B, A, P)`` of the boxes of every part."""
+        order = part_order(student.boxes, teacher.boxes)
+        codes = matched_rows(student.sites, teacher.sites, teacher.boxes.values)[:, :, order]
+        score = _score_of_parts(targets.sigmoid(), student.boxes, student.sites)
+        weight = score.where(score > self.config.positive_thresh, 0)
+        return weight * box_terms(student.boxes.values, codes, is_residual=student.sites.anchors is not None)
+
+
+def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Give the divergence of the student's softened sigmoids from the teacher's, times the squared temperature.
+
+    Computed in at least float32; no gradient flows to the teacher.
+
+    Args:
+        student_logits: any shape, raw.
+        teacher_logits: the same shape.
+        temperature: what both are divided by.
+
+    Returns:
+        One term an entry, 0 where they agree.
+
+    Source:
+        Hinton et al. (2015), Eq. 1 and section 2.1, for two outcomes, minus the entropy of the target.
+    """
+    dtype = torch.promote_types(student_logits.dtype, torch.float32)
+    student = student_logits.to(dtype) / temperature
+    teacher = teacher_logits.detach().to(dtype) / temperature
+    target = teacher.sigmoid()
+    cross = F.binary_cross_entropy_with_logits(student, target, reduction="none")
+    entropy = F.binary_cross_entropy_with_logits(teacher, target, reduction="none")
+    return temperature**2 * (cross - entropy)
+
+
+def box_terms(student_codes: Tensor, teacher_codes: Tensor, *, is_residual: bool) -> Tensor:
+    """Give the smooth L1 of regressed values, summed over those of a box.
+
+    Args:
+        student_codes: ``(..., D)`` raw, with gradient.
+        teacher_codes: ``(..., D)``.
+        is_residual: they belong to anchors, and the seventh is a heading.
+
+    Returns:
+        ``(...)``.
+    """
+    gap = student_codes - teacher_codes.detach()
+    if is_residual:
+        gap = torch.cat([gap[..., :6], gap[..., 6:7].sin(), gap[..., 7:]], dim=-1)
+    return F.smooth_l1_loss(gap, torch.zeros_like(gap), reduction="none").sum(dim=-1)
+
+
+def matched_logits(student: PredictionSites, teacher: Taps) -> Tensor:
+    """Give what the teacher says of the student's places and classes.
+
+    Args:
+        student: where the student's A predictions sit.
+        teacher: with its dense predictions.
+
+    Returns:
+        ``(B, A, C)`` raw, without gradient; of several places of the teacher in one of the student's, each class's
+        highest.
+    """
+    order = list(class_order(student, teacher.sites))
+    logits = teacher.dense.cls_logits.detach()[:, :, order]
+    return matched_rows(student, teacher.sites, logits)
+
+
+def matched_rows(student: PredictionSites, teacher: PredictionSites, values: Tensor) -> Tensor:
+    """Bring the teacher's values ``(B, T, ...)`` to the student's places: ``(B, A, ...)``, the highest of several."""
+    candidates = match_sites(student, teacher).candidates
+    return values if candidates is None else values[:, candidates].amax(dim=2)
+
+
+def part_order(student: BoxCodes, teacher: BoxCodes) -> list[int]:
+    """Give, for each part of the student's head, the teacher's part of the same classes.
+
+    Raises:
+        ConfigError: for heads whose parts are made otherwise.
+    """
+    ours, theirs = ([frozenset(part) for part in codes.parts] for codes in (student, teacher))
+    if sorted(map(sorted, ours)) != sorted(map(sorted, theirs)) or student.values.shape[3] != teacher.values.shape[3]:
+        raise ConfigError(
+            f"BOX_WEIGHT compares boxes part by part: the student's head has the parts {student.parts} of "
+            f"{student.values.shape[3]} values, the teacher's {teacher.parts} of {teacher.values.shape[3]}; give both "
+            "the same CLASS_NAMES_EACH_HEAD, or make BOX_WEIGHT 0"
+        )
+    return [theirs.index(part) for part in ours]
+
+
+def _score_of_parts(scores: Tensor, boxes: BoxCodes, sites: PredictionSites) -> Tensor:
+    """Give the best score ``(B, A, P)`` of the classes of every part."""
+    if len(boxes.parts) == 1:
+        return scores.amax(dim=2, keepdim=True)
+    rows = [[sites.class_names.index(name) for name in part] for part in boxes.parts]
+    return torch.stack([scores[:, :, row].amax(dim=2) for row in rows], dim=2)

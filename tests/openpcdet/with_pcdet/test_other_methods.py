@@ -1,0 +1,206 @@
+"""What both engines show of a batch is the same, methods teach alike, and projectors are trained and not saved."""
+
+from __future__ import annotations
+
+import logging
+from copy import deepcopy
+
+import pytest
+import torch
+from both_engines import UNTIED, assert_same_gradients, tensors_of
+from torch import nn
+
+from cakdp_ext.checkpoint import PROJECTORS, read_checkpoint
+from cakdp_ext.distillation import DistillMethod, DistillOutput, MapProjector, register_method
+from cakdp_ext.distillation import methods as methods_module
+from cakdp_ext.engine.build import build_student
+from cakdp_ext.openpcdet.guards import LoadingGuard
+from cakdp_ext.types import Role
+
+LOG = logging.getLogger("test")
+SHOWN = frozenset(Role) - {Role.SECOND_STAGE}
+METHOD = "MODEL.DISTILL.METHOD"
+
+
+@pytest.fixture
+def hint(monkeypatch):
+    """A method with a projector, for as long as a test runs."""
+    monkeypatch.setattr(methods_module, "_METHODS", dict(methods_module._METHODS))
+
+    @register_method("Hint")
+    class Hint(DistillMethod):
+        taps = frozenset({Role.BEV})
+
+        def adapt(self, student, teacher):
+            self.projector = MapProjector(student.bev.features, teacher.bev.features)
+
+        def forward(self, lesson):
+            gap = self.projector(lesson.student.bev.features) - lesson.teacher.bev.features
+            return DistillOutput(gap.square().mean())
+
+
+def assert_same_taps(theirs, ours, exact):
+    assert theirs.sites.class_names == ours.sites.class_names
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    for name in ("features", "num_points"):
+        torch.testing.assert_close(getattr(theirs.voxels, name), getattr(ours.voxels, name), **close)
+    assert torch.equal(theirs.voxels.coords, ours.voxels.coords)
+    assert set(theirs.sparse) == set(ours.sparse)
+    for name, wanted in ours.sparse.items():
+        found = theirs.sparse[name]
+        assert (found.stride, found.spatial_shape) == (wanted.stride, wanted.spatial_shape)
+        places = [_order(each.coords, each.spatial_shape) for each in (found, wanted)]
+        assert torch.equal(found.coords[places[0]], wanted.coords[places[1]])
+        torch.testing.assert_close(found.features[places[0]], wanted.features[places[1]], **close)
+    for role, name in (("bev", "map"), ("bev", "features"), ("dense", "cls_logits"), ("dense", "boxes"),
+                       ("boxes", "values"), *exact):  # fmt: skip
+        torch.testing.assert_close(*(getattr(getattr(each, role), name) for each in (theirs, ours)), **close)
+    assert theirs.boxes.parts == ours.boxes.parts
+
+
+def _order(coords, shape):
+    batch, z, y, x = coords.unbind(1)
+    return (((batch * shape[0] + z) * shape[1] + y) * shape[2] + x).argsort()
+
+
+@pytest.mark.parametrize("name", ["second", "voxel_rcnn"])
+def test_anchor_detectors_show_the_same(both, name):
+    theirs, ours = both.pair(name)
+    with torch.no_grad():
+        shown = [model.encode(both.batch(), SHOWN).taps for model in (theirs, ours)]
+    assert_same_taps(*shown, exact=[("boxes", "dir_logits")])
+
+
+def test_center_detectors_show_the_same(both, openpcdet):
+    from pcdet.models import detectors
+
+    from cakdp_ext.engine.build import build_full
+    from cakdp_ext.openpcdet.faces import with_faces
+
+    config = both.config("centerpoint")
+    torch.manual_seed(0)
+    ours = build_full(config, both.geometry).eval()
+    detector = with_faces(detectors.__all__[config.MODEL.NAME])
+    theirs = detector(model_cfg=deepcopy(config.MODEL), num_class=3, dataset=both.dataset(False)).eval()
+    theirs.load_state_dict(ours.state_dict())
+    with torch.no_grad():
+        shown = [model.encode(both.batch(), SHOWN).taps for model in (theirs, ours)]
+    assert_same_taps(*shown, exact=[])
+    assert len(shown[0].boxes.parts) == 2
+    assert shown[0].boxes.dir_logits is None
+
+
+def test_a_teacher_runs_no_module_that_is_not_asked_for(both):
+    theirs, _ = both.pair("voxel_rcnn")
+    ran, stages = [], ["vfe", "backbone_3d", "map_to_bev_module", "backbone_2d"]
+    for name in (*stages, "roi_head"):
+        getattr(theirs, name).register_forward_hook(lambda *_, name=name: ran.append(name))
+    for role, count in ((Role.VOXELS, 1), (Role.SPARSE, 2), (Role.BEV, 4), (Role.DENSE, 4)):
+        ran.clear()
+        theirs.encode(both.batch(), frozenset({role}))
+        assert ran == stages[:count], role
+
+
+@pytest.mark.parametrize("box_weight", [0.0, 0.5])
+def test_vanilla_kd_teaches_alike_in_both_engines(both, box_weight):
+    method = f"[{{NAME: VanillaKD, BOX_WEIGHT: {box_weight}}}]"
+    changes = ("MODEL.DISTILL", f"{{METHOD: {method}}}")
+    theirs = both.student(*changes)
+    step, ours = both.step(theirs, *changes)
+    losses, logged, _ = theirs(both.batch_dict(*UNTIED))
+    wanted = step(both.batch(*UNTIED))
+    assert logged["distill_loss"] == pytest.approx(wanted["distill_loss"].item(), rel=1e-4)
+    assert logged["distill_loss"] > 1e-4
+    assert "num_representatives" not in logged
+    losses["loss"].backward()
+    sum(wanted.values()).backward()
+    assert_same_gradients(theirs, ours)
+
+
+def test_a_teacher_of_one_stage_teaches_whoever_does_not_ask_for_the_second(both):
+    source = ("MODEL.DISTILL.TEACHER.CFG", both.world.cfg("second"), "MODEL.DISTILL.TEACHER.CKPT")
+    theirs = both.student(*source, both.world.run("second").path, METHOD, "VanillaKD")
+    losses, logged, _ = theirs(both.batch_dict())
+    assert logged["distill_loss"] > 0
+    assert losses["loss"].isfinite()
+
+
+def test_several_methods_are_logged_by_name(both):
+    theirs = both.student("MODEL.DISTILL", "{METHOD: [SKD, {NAME: VanillaKD, WEIGHT: 0.5}]}")
+    losses, logged, _ = theirs(both.batch_dict())
+    parts = [logged["distill_loss_SKD"], logged["distill_loss_VanillaKD"]]
+    assert min(parts) > 0
+    assert logged["distill_loss"] == pytest.approx(sum(parts), rel=1e-5)
+    assert logged["num_representatives"] > 10
+
+
+def test_projectors_are_trained_and_in_no_state_dict(both, hint):
+    theirs, plain = both.student(METHOD, "Hint"), both.student()
+    assert list(theirs.state_dict()) == list(plain.state_dict())
+    plain.load_state_dict(theirs.state_dict(), strict=True)
+    theirs.load_state_dict(plain.state_dict(), strict=True)
+    leaves = [module for module in theirs.modules() if not list(module.children())]
+    names = {name for name, _ in theirs.named_parameters()} - {name for name, _ in plain.named_parameters()}
+    assert names == {f"projectors.module.methods.Hint.projector.mix.{part}" for part in ("weight", "bias")}
+    found = {id(parameter) for leaf in leaves for parameter in leaf.parameters(recurse=False)}
+    assert {id(parameter) for parameter in theirs.parameters()} == found, "OpenPCDet's optimizer looks at leaves alone"
+    losses, logged, _ = theirs(both.batch_dict())
+    losses["loss"].backward()
+    projector = theirs.projectors.module.methods["Hint"].projector.mix
+    assert projector.weight.grad.abs().sum() > 0
+    assert "num_representatives" not in logged
+    assert tensors_of(deepcopy(theirs)).keys() == tensors_of(theirs).keys()
+
+
+def test_the_method_with_a_projector_teaches_alike_in_both_engines(both, hint):
+    theirs = both.student(METHOD, "Hint")
+    step, ours = both.step(theirs, METHOD, "Hint")
+    step.distiller.load_state_dict(theirs.projectors.module.state_dict())
+    losses, logged, _ = theirs(both.batch_dict(*UNTIED))
+    wanted = step(both.batch(*UNTIED))
+    assert logged["distill_loss"] == pytest.approx(wanted["distill_loss"].item(), rel=1e-4)
+    losses["loss"].backward()
+    sum(wanted.values()).backward()
+    gap = theirs.projectors.module.methods["Hint"].projector.mix.weight.grad
+    torch.testing.assert_close(gap, step.distiller.methods["Hint"].projector.mix.weight.grad, rtol=1e-3, atol=1e-7)
+    del theirs.projectors
+    assert_same_gradients(theirs, ours)
+
+
+@pytest.fixture
+def saved(both, hint, tmp_path):
+    """A student with a projector, saved as OpenPCDet's script saves it under our guard, and by itself."""
+    guard = LoadingGuard(is_strict=False)
+    guard.model = both.student(METHOD, "Hint")
+    nn.init.constant_(guard.model.projectors.module.methods["Hint"].projector.mix.weight, 0.25)
+    state = {"model_state": guard.model.state_dict(), "optimizer_state": None, "epoch": 1, "it": 3}
+    save = guard.save_checkpoint(lambda state, filename: torch.save(state, f"{filename}.pth"))
+    save(state, filename=tmp_path / "whole")
+    torch.save(state, tmp_path / "bare.pth")
+    return guard.model, tmp_path
+
+
+def test_a_resume_finds_the_projector_beside_the_network(both, saved, caplog):
+    before, folder = saved
+    content = read_checkpoint(folder / "whole.pth")
+    assert [key.rpartition(".")[2] for key in content[PROJECTORS]] == ["weight", "bias"]
+    assert not [key for key in content["model_state"] if "projector" in key]
+    geometry = both.geometry
+    plain = build_student(both.student_config(), geometry, both.plan).model
+    plain.load_state_dict(content["model_state"], strict=True)
+
+    again = both.student(METHOD, "Hint", seed=7)
+    again.load_params_with_optimizer(str(folder / "whole.pth"), to_cpu=True, optimizer=None, logger=LOG)
+    for one, two in zip(before.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, two)
+    assert not [record for record in caplog.records if "start anew" in record.message]
+
+
+def test_a_checkpoint_of_openpcdets_own_script_lets_the_projector_start_anew_and_says_so(both, saved, caplog):
+    _, folder = saved
+    again = both.student(METHOD, "Hint", seed=7)
+    weight = again.projectors.module.methods["Hint"].projector.mix.weight.clone()
+    with caplog.at_level(logging.WARNING, "cakdp_ext"):
+        again.load_params_with_optimizer(str(folder / "bare.pth"), to_cpu=True, optimizer=None, logger=LOG)
+    assert torch.equal(again.projectors.module.methods["Hint"].projector.mix.weight, weight)
+    assert "bare.pth holds no projectors of MODEL.DISTILL, which start anew" in caplog.text
