@@ -177,8 +177,9 @@ def write_yaml(path: Path, tree: dict[str, Any]) -> None:
 
 @cache
 def tool(name: str) -> Any:
-    """Import a script of ``tools``."""
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", PROJECT / "tools" / f"{name}.py")
+    """Import a script of ``tools`` or ``benchmarks``."""
+    file = next(path for folder in ("tools", "benchmarks") if (path := PROJECT / folder / f"{name}.py").is_file())
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -187,7 +188,7 @@ def tool(name: str) -> Any:
 
 
 def command(name: str, *argv: Any) -> Outcome:
-    """Run a script of ``tools`` in this process, as its last line does."""
+    """Run a script of ``tools`` or ``benchmarks`` in this process, as its last line does."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run_command(tool(name).main, [str(word) for word in argv])
