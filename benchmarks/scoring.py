@@ -36,8 +36,6 @@ from cakdp_ext.pruning import (
 )
 from cakdp_ext.pruning.incremental import IncrementalReplay
 
-RATIOS = (0.3, 0.5, 0.75)
-
 
 class Raced(NamedTuple):
     """How a race went: wall-clock seconds, share of all gaps that it measured, agreement stated and true."""
@@ -53,6 +51,7 @@ def main():
     parser.add_argument("--cfg", default="cfgs/synthetic/second_cakdp.yaml", help="YAML with MODEL.PRUNING")
     parser.add_argument("--frames", type=int, default=16, help="of MODEL.PRUNING.SPLIT, evenly spaced")
     parser.add_argument("--plain_share", type=float, default=0.05, help="of the filters, for the plain definition")
+    parser.add_argument("--ratios", type=float, nargs="*", default=[0.3, 0.5, 0.75], help="keep ratios to race for")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--set", dest="overrides", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE")
     args = parser.parse_args()
@@ -68,13 +67,13 @@ def main():
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {args.threads} threads"
     print(f"{graph.num_filters} filters in {len(graph.groups)} decisions, {len(batches)} frames, {where}")
     step = collate([dataset[i] for i in range(min(config.OPTIMIZATION.BATCH_SIZE_PER_GPU, len(dataset)))]).to(device)
-    bench(model, graph, batches, args.plain_share, peak_of_training_step(model, step, device))
+    bench(model, graph, batches, args, peak_of_training_step(model, step, device))
 
 
-def bench(model, graph, batches, plain_share, training):
+def bench(model, graph, batches, args, training):
     """Time the three ways and print them, and the memory beside that of ``training``, one step."""
     device = batches[0].voxels.device
-    plain_rate, row, numbers = plain(model, graph, batches[0], plain_share)
+    plain_rate, row, numbers = plain(model, graph, batches[0], args.plain_share)
     with peak_memory(device) as peak:
         exact_seconds, gaps = exact(model, graph, batches)
     worst = (np.abs(gaps[0, numbers] - row) / np.maximum(row, 1e-9)).max()
@@ -82,7 +81,7 @@ def bench(model, graph, batches, plain_share, training):
     print(f"plain  {total:9.1f} s   {len(numbers)} decisions timed, {1e3 * plain_rate:.0f} ms each, and scaled")
     print(f"exact  {exact_seconds:9.1f} s   {total / exact_seconds:6.1f} times as fast   "
           f"largest relative difference to plain {worst:.1e}")  # fmt: skip
-    for ratio in RATIOS:
+    for ratio in args.ratios:
         raced = race(model, graph, batches, gaps, ratio)
         print(f"race   {raced.seconds:9.1f} s   {total / raced.seconds:6.1f} times as fast   keep {ratio}: "
               f"{raced.measured:.0%} of the gaps, agreement {raced.true:.2%} ({raced.stated:.2%} stated)")  # fmt: skip
