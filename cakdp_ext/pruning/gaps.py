@@ -72,7 +72,7 @@ class FrameGaps:
         """
         numbers = list(range(len(self._graph.groups))) if wanted is None else sorted(wanted)
         gaps = np.full((len(batch.frame_ids), len(self._graph.groups)), np.nan)
-        with self._opened(batch) as (measure, together):
+        with _full_float32(), self._opened(batch) as (measure, together):
             for start in range(0, len(numbers), together):
                 these = numbers[start : start + together]
                 found = measure([self._graph.groups[n] for n in these]).cpu()
@@ -170,6 +170,20 @@ class FrameGaps:
         for number, row in zip(numbers, gaps.isnan(), strict=True):
             filter_ = self._graph.groups[number][0]
             _refuse_frames(row, batch, f"the network without filter {filter_.channel} of {filter_.layer}")
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Keep CUDA from rounding products to TensorFloat-32, which is coarser than many a filter's gap."""
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = False
+        yield
+    finally:
+        for switch, was in zip(switches, before, strict=True):
+            switch.allow_tf32 = was
 
 
 def _each(groups: Sequence[Sequence[Filter]], gap: Callable[[Sequence[Filter]], Tensor]) -> Tensor:

@@ -114,7 +114,7 @@ def test_places_that_say_the_same_are_computed_once():
         one = IncrementalReplay(model, lambda empty=empty: of_images(model, image_batch(empty=empty)), graph)
         with one.opened():
             one.gaps(graph.groups[:1])
-            counts.append((sum(one._nodes[n].sites.count for n in one._needed), one.macs))
+            counts.append((sum(node.sites.count for node in one._nodes.values()), one.macs))
     assert counts[1][0] < 0.9 * counts[0][0]
     assert counts[1][1] < counts[0][1]
 
@@ -180,6 +180,20 @@ def test_only_wanted_groups_are_measured():
     whole, some = gaps.measure(batch), gaps.measure(batch, [1, 5, 6])
     assert np.flatnonzero(~np.isnan(some[0])).tolist() == [1, 5, 6]
     np.testing.assert_allclose(some[:, [1, 5, 6]], whole[:, [1, 5, 6]], rtol=1e-6)
+
+
+def test_products_are_not_rounded_to_half_of_float32():
+    model, batch, seen = randomize(SparseDense()), voxel_batch(2), set()
+
+    def watched(network, batch):
+        seen.add((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return predict(network, batch)
+
+    graph = trace_channels(model, lambda network: network(batch))
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    FrameGaps(model, watched, graph).measure(batch, [0])
+    assert seen == {(False, False)}
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
 
 
 @pytest.mark.parametrize("hashes", [True, False], ids=["by hash", "when all hashes collide"])

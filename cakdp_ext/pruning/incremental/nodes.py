@@ -84,7 +84,7 @@ class Convolution(Node):
     product: KernelProduct = None  # type: ignore[assignment]
     given: Tensor | None = None
     gave: Tensor | None = None
-    then: list[Pointwise | Affine] = field(default_factory=list)
+    then: list[Rowwise] = field(default_factory=list)
 
     def change(self, deltas: Sequence[Delta | None], removals: Removals) -> Delta | None:
         """See :meth:`Node.change`."""
@@ -129,7 +129,7 @@ class Convolution(Node):
 
 
 @dataclass
-class _Rowwise(Node):
+class Rowwise(Node):
     """Something that treats every place for itself."""
 
     def change_rows(self, values: Tensor, sites: Tensor) -> Tensor:
@@ -147,18 +147,18 @@ class _Rowwise(Node):
 
 
 @dataclass
-class Affine(_Rowwise):
+class Affine(Rowwise):
     """A norm in eval mode: every channel times ``scale`` ``(C,)``, plus a constant that cancels."""
 
     scale: Tensor = None  # type: ignore[assignment]
 
     def change_rows(self, values: Tensor, sites: Tensor) -> Tensor:
-        """See :meth:`_Rowwise.change_rows`."""
+        """See :meth:`Rowwise.change_rows`."""
         return values.mul_(self.scale)
 
 
 @dataclass
-class Pointwise(_Rowwise):
+class Pointwise(Rowwise):
     """A function of every value for itself.
 
     Attributes:
@@ -170,7 +170,7 @@ class Pointwise(_Rowwise):
     given: Tensor = None  # type: ignore[assignment]
 
     def change_rows(self, values: Tensor, sites: Tensor) -> Tensor:
-        """See :meth:`_Rowwise.change_rows`."""
+        """See :meth:`Rowwise.change_rows`."""
         before = self.given.index_select(0, sites)
         return self.function(values.add_(before)).sub_(self.function(before))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cakdp_ext.pruning.graph import ChannelGraph, Filter
 from cakdp_ext.pruning.incremental.delta import Delta, split
-from cakdp_ext.pruning.incremental.nodes import Convolution, Node, Opaque, Removals, _Rowwise
+from cakdp_ext.pruning.incremental.nodes import Convolution, Node, Opaque, Removals, Rowwise
 from cakdp_ext.pruning.incremental.recording import Recorder
 from cakdp_ext.pruning.incremental.tables import NotUnderstoodError
 from cakdp_ext.pruning.layers import evaluating
@@ -37,8 +37,9 @@ class IncrementalReplay:
         self, model: nn.Module, forward: Callable[[], Tensor], graph: ChannelGraph, removal: str = "channel"
     ) -> None:
         self._model, self._forward, self._graph, self._removal = model, forward, graph, removal
-        self._nodes: list[Node] = []
-        self._needed: list[int] = []
+        self._nodes: dict[int, Node] = {}
+        self._fused: set[int] = set()
+        self._last_use: dict[int, int] = {}
         self._outputs: list[_Output] = []
 
     @contextmanager
@@ -48,34 +49,37 @@ class IncrementalReplay:
         Raises:
             NotUnderstoodError: when the logits are made in a way whose differences cannot be followed.
         """
-        prunable = [layer.name for layer in self._graph.prunable]
-        if self._removal == "zero_weight":
-            recorder = Recorder((), prunable)
-        else:
-            recorder = Recorder(self._graph.consumer_channels(f for group in self._graph.groups for f in group), ())
         try:
             with evaluating(self._model):
-                with recorder.watching(self._model):
-                    logits = self._forward()
-                self._nodes = recorder.nodes
-                self._outputs = self._read_outputs(recorder, logits)
-                self._needed = self._behind([output.node for output in self._outputs])
-                self._fuse()
-                yield logits
+                yield self._record()
         finally:
-            self._nodes, self._outputs = [], []
+            self._nodes, self._outputs = {}, []
+
+    def _record(self) -> Tensor:
+        """Watch one forward; of what was noted only what the class logits are made of is kept."""
+        if self._removal == "zero_weight":
+            recorder = Recorder((), {layer.name for layer in self._graph.prunable})
+        else:
+            recorder = Recorder(self._graph.consumer_channels(f for group in self._graph.groups for f in group), ())
+        with recorder.watching(self._model):
+            logits = self._forward()
+        self._outputs = _read_outputs(recorder, logits)
+        needed = _behind(recorder.nodes, [output.node for output in self._outputs])
+        self._nodes = {number: recorder.nodes[number] for number in needed}
+        self._fuse()
+        return logits
 
     @property
     def num_together(self) -> int:
         """How many removals are worth computing at once."""
-        most = max((self._nodes[n].sites.count for n in self._needed), default=1)
-        device = self._outputs[0].logits.device.type if self._outputs else "cpu"
-        return min(max(_ROWS_TOGETHER.get(device, _ROWS_TOGETHER["cuda"]) // max(most, 1), 1), _MOST_TOGETHER)
+        most = max(node.sites.count for node in self._nodes.values())
+        rows = _ROWS_TOGETHER.get(self._outputs[0].logits.device.type, _ROWS_TOGETHER["cuda"])
+        return min(max(rows // max(most, 1), 1), _MOST_TOGETHER)
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates that convolutions have cost since the record was made."""
-        return sum(node.product.macs for node in self._nodes if isinstance(node, Convolution))
+        return sum(node.product.macs for node in self._nodes.values() if isinstance(node, Convolution))
 
     def gaps(self, groups: Sequence[Sequence[Filter]]) -> Tensor:
         """Measure what the category predictions lose with each group of filters absent.
@@ -90,26 +94,22 @@ class IncrementalReplay:
         Source: CaKDP (Zhang et al., CVPR 2024), Eq. 4, the summand.
         """
         removals = self._removals(groups)
+        total = torch.zeros(len(groups), self._outputs[0].num_frames, dtype=torch.float64)
         found: dict[int, Delta | None] = {}
-        gaps = torch.zeros(len(groups), self._outputs[0].num_frames, dtype=torch.float64) if self._outputs else None
-        last = self._last_use
-        for number in self._needed:
-            node = self._nodes[number]
-            found[number] = self._change(node, number, [found[i] for i in node.inputs], removals)
-            for output in self._outputs:
-                if output.node == number and found[number] is not None:
-                    gaps += output.gaps(found[number], removals.number).cpu()  # type: ignore[operator, arg-type]
+        for number, node in self._nodes.items():
+            arriving = [found[i] for i in node.inputs]
+            delta = arriving[0] if number in self._fused else node.change(arriving, removals)
+            found[number] = delta
+            if delta is not None:
+                for output in self._outputs:
+                    total += output.gaps(delta, removals.number).cpu() if output.node == number else 0
             for i in (*node.inputs, number):
-                if last.get(i, number) <= number:
+                if self._last_use.get(i, number) <= number:
                     found[i] = None
-        assert gaps is not None
-        return gaps
-
-    def _change(self, node: Node, number: int, deltas: list[Delta | None], removals: Removals) -> Delta | None:
-        return deltas[0] if number in self._fused else node.change(deltas, removals)
+        return total
 
     def _removals(self, groups: Sequence[Sequence[Filter]]) -> Removals:
-        device = self._outputs[0].logits.device if self._outputs else torch.device("cpu")
+        device = self._outputs[0].logits.device
         gone: dict[str, dict[int, Tensor]] = {}
         for number, group in enumerate(groups):
             if self._removal == "channel":
@@ -121,43 +121,47 @@ class IncrementalReplay:
         is_input = self._removal == "channel"
         return Removals(len(groups), gone if is_input else {}, {} if is_input else gone)
 
-    def _read_outputs(self, recorder: Recorder, logits: Tensor) -> list[_Output]:
-        elements = recorder.output(logits)
-        if elements is None:
-            raise NotUnderstoodError("the class logits come from no layer")
-        owner, inside = recorder.owner(elements)
-        return [
-            _Output(number, self._nodes[number], logits, inside, (owner == number) & (elements >= 0))
-            for number in owner[elements >= 0].unique().tolist()
-        ]
-
-    def _behind(self, outputs: Sequence[int]) -> list[int]:
-        """Number the nodes that the outputs are made of, in the order of the forward."""
-        needed, todo = set(), list(outputs)
-        while todo:
-            number = todo.pop()
-            if number not in needed:
-                needed.add(number)
-                node = self._nodes[number]
-                if isinstance(node, Opaque):
-                    raise NotUnderstoodError(node.reason)
-                todo.extend(node.inputs)
-        return sorted(needed)
-
     def _fuse(self) -> None:
         """Let convolutions pass their rows on to what alone follows and treats every place for itself."""
-        users = Counter(i for n in self._needed for i in self._nodes[n].inputs)
+        users = Counter(i for node in self._nodes.values() for i in node.inputs)
         users.update(output.node for output in self._outputs)
-        self._last_use = {i: n for n in self._needed for i in self._nodes[n].inputs}
-        self._fused: dict[int, int] = {}
-        for number in self._needed:
-            node = self._nodes[number]
-            head = self._fused.get(node.inputs[0], node.inputs[0]) if node.inputs else -1
-            before = self._nodes[head] if head >= 0 else None
-            if isinstance(node, _Rowwise) and isinstance(before, Convolution) and before.gave is None:
-                if users[node.inputs[0]] == 1:
-                    before.then.append(node)  # type: ignore[arg-type]
-                    self._fused[number] = head
+        self._last_use = {i: number for number, node in self._nodes.items() for i in node.inputs}
+        heads: dict[int, int] = {}
+        for number, node in self._nodes.items():
+            if isinstance(node, Rowwise) and users[node.inputs[0]] == 1:
+                head = heads.get(node.inputs[0], node.inputs[0])
+                before = self._nodes[head]
+                if isinstance(before, Convolution) and before.gave is None:
+                    before.then.append(node)
+                    heads[number] = head
+        self._fused = set(heads)
+
+
+def _read_outputs(recorder: Recorder, logits: Tensor) -> list[_Output]:
+    """Find out which nodes the class logits are elements of."""
+    elements = recorder.output(logits)
+    if elements is None:
+        raise NotUnderstoodError("the class logits come from no layer")
+    owner, inside = recorder.owner(elements)
+    return [
+        _Output(number, recorder.nodes[number], logits, inside, (owner == number) & (elements >= 0))
+        for number in owner[elements >= 0].unique().tolist()
+    ]
+
+
+def _behind(nodes: Sequence[Node], outputs: Sequence[int]) -> list[int]:
+    """Number the nodes that the outputs are made of, in the order of the forward."""
+    needed: set[int] = set()
+    todo = list(outputs)
+    while todo:
+        number = todo.pop()
+        if number not in needed:
+            needed.add(number)
+            node = nodes[number]
+            if isinstance(node, Opaque):
+                raise NotUnderstoodError(node.reason)
+            todo.extend(node.inputs)
+    return sorted(needed)
 
 
 class _Output:
