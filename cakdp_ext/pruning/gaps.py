@@ -175,7 +175,7 @@ class FrameGaps:
 @contextmanager
 def _full_float32() -> Iterator[None]:
     """Keep CUDA from rounding products to TensorFloat-32, which is coarser than many a filter's gap."""
-    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [switch.allow_tf32 for switch in switches]
     try:
         for switch in switches:
