@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from cakdp_ext.config import load_config
 from cakdp_ext.engine.cli import run_command
+from cakdp_ext.engine.contestants import ensure_plan
 from cakdp_ext.engine.distributed import barrier, workers
-from cakdp_ext.engine.prune import make_plan
 from cakdp_ext.engine.runs import RunFolder, logging_to
 from cakdp_ext.engine.train import TrainRequest
 from cakdp_ext.engine.trials import run_trial, spread
@@ -150,8 +150,7 @@ def train_row(args, row, seed, teacher, place):
     config = load_config(cfg, ["MODEL.PRUNING.SCORES", scores, *changes])
     run = RunFolder.of(cfg, f"{row.training}_seed{seed}")
     with logging_to(run.path, "train", place.is_main):
-        if place.is_main and not run.plan.is_file():
-            make_plan(config, run)
+        ensure_plan(config, run, place, 1)
         barrier()
         request = TrainRequest(4, args.epochs, num_workers=1, seed=seed)
         return moderate(run_trial(config, run, place, request, tag=row.refinement or "default"))

@@ -27,9 +27,9 @@ from cakdp_ext.engine.data import build_split, evaluation_loader, one_frame
 from cakdp_ext.engine.distributed import Workers, barrier
 from cakdp_ext.engine.evaluate import evaluate_detector
 from cakdp_ext.engine.measure import cost_frames, measure_cost
-from cakdp_ext.engine.prune import required_pruning, unpruned_student
 from cakdp_ext.engine.report import Birdview, BirdviewPanel, Report, ReportRow, console_table, render_report
 from cakdp_ext.engine.runs import LOG, RunFolder
+from cakdp_ext.engine.score import required_pruning, unpruned_student
 from cakdp_ext.engine.train import TrainRequest
 from cakdp_ext.engine.trials import train_by_engine
 from cakdp_ext.pruning import apply_plan, channel_graph, criterion_of, iou_branch, load_plan
@@ -43,7 +43,7 @@ def compress(config: EasyDict, run: RunFolder, place: Workers, request: TrainReq
     Args:
         config: of ``load_config``, with ``MODEL.PRUNING``.
         run: where scores, plan, checkpoints and the report go.
-        place: this process; scoring, measuring and writing are the first one's.
+        place: this process; measuring and writing are the first one's.
         request: of the distilled training.
 
     Returns:
@@ -55,8 +55,7 @@ def compress(config: EasyDict, run: RunFolder, place: Workers, request: TrainReq
     pruning = required_pruning(config)
     require_sources(config)
     dataset = build_split(config, str(config.DATA_CONFIG.DATA_SPLIT["test"]))
-    if place.is_main:
-        ensure_plan(config, run, Workers(0, 1, place.device), request.num_workers)
+    ensure_plan(config, run, place, request.num_workers)
     barrier()
     plan = load_plan(pruning.plan or run.plan)
     train_by_engine(config, run, place, request)

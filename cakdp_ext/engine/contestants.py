@@ -15,10 +15,13 @@ from cakdp_ext import __version__
 from cakdp_ext.checkpoint import find_checkpoint, read_checkpoint
 from cakdp_ext.config import ConfigError
 from cakdp_ext.engine.build import distill_config, load_source_config, pruning_config
+from cakdp_ext.engine.cut import Place
 from cakdp_ext.engine.data import build_split
-from cakdp_ext.engine.distributed import Workers
-from cakdp_ext.engine.prune import make_plan, require_made_with, required_pruning, score, unpruned_student
+from cakdp_ext.engine.distributed import Workers, gather
+from cakdp_ext.engine.measure import device_name
+from cakdp_ext.engine.prune import CutRequest, make_plan, require_made_with
 from cakdp_ext.engine.runs import LOG, RunFolder
+from cakdp_ext.engine.score import required_pruning, score, unpruned_student
 from cakdp_ext.pruning import RANKED, load_plan, model_fingerprint
 from cakdp_ext.types import Detections
 
@@ -69,11 +72,21 @@ def require_sources(config: EasyDict) -> None:
 
 
 def ensure_plan(config: EasyDict, run: RunFolder, place: Workers, num_workers: int) -> None:
-    """Score and plan unless the run folder, or the file that the YAML names, holds a plan.
+    """Score with all processes and let the first one plan, unless the run folder or the YAML holds a plan already.
 
     Raises:
-        ConfigError: for one that was made with other settings, or for another student.
+        ConfigError: for a plan that was made with other settings, or for another student.
     """
+    pruning = required_pruning(config)
+    if not gather(place.is_main and _lacks_plan(config, run))[0]:
+        return
+    if not pruning.scores and pruning.criterion in RANKED:
+        score(config, run, place, num_workers)
+    if place.is_main:
+        make_plan(config, run, CutRequest(Place(place.device), shows_costs=False))  # the report measures the result
+
+
+def _lacks_plan(config: EasyDict, run: RunFolder) -> bool:
     pruning = required_pruning(config)
     if not pruning.plan and run.plan.is_file():
         source = load_plan(run.plan).source
@@ -86,10 +99,8 @@ def ensure_plan(config: EasyDict, run: RunFolder, place: Workers, num_workers: i
             )
     if pruning.plan or run.plan.is_file():
         LOG.info("pruning plan: %s", pruning.plan or run.plan)
-        return
-    if not pruning.scores and pruning.criterion in RANKED:
-        score(config, run, place, num_workers)
-    make_plan(config, run)
+        return False
+    return True
 
 
 def speak_of(ours: Sequence[str], theirs: Sequence[str], model: nn.Module) -> None:
@@ -106,10 +117,9 @@ def speak_of(ours: Sequence[str], theirs: Sequence[str], model: nn.Module) -> No
 
 def environment_of(place: Workers) -> dict[str, str]:
     """Say what a report was made with."""
-    device = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else platform.processor() or "CPU"
     return {
         "cakdp_ext": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": f"{device}, {torch.get_num_threads()} threads" if place.device.type == "cpu" else device,
+        "device": device_name(place.device),
     }

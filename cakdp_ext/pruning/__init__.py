@@ -5,12 +5,16 @@ question            answer
 ==================  ==================================================================================
 what feeds what     ``trace_channels`` -> ``ChannelGraph`` (layers, groups, what is pinned and why)
 what matters        ``score_filters`` -> ``FilterScores``; ``import_score_table`` reads the authors' tables
+one frame's worth   ``FrameGaps``; how little must be computed for it: ``incremental/``
+how many frames     ``RaceRules``, ``decide`` -> ``Standing``: a race ends when the cut is settled
 what stays          ``plan_from_scores``, ``proportional_plan`` -> ``PruningPlan``; ``PruningConfig`` is MODEL.PRUNING
+which cuts          ``ladder_from_scores``, ``proportional_ladder`` -> ``CutLadder``; ``CutCounter`` tells their costs
 the cut             ``apply_plan`` (a new network), ``apply_plan_`` (in place), ``masked`` (as if cut)
 a student           ``channel_graph``, ``inherit_weights``, ``cut_student_`` for detectors that ``predict_dense``
 on disk             ``save_scores``, ``load_scores``, ``save_plan``, ``load_plan``, ``plan_to_dict``, ``plan_from_dict``
 what belongs        ``model_fingerprint`` (weights), ``architecture_fingerprint`` (names and shapes)
-what it costs       ``count_parameters``, ``count_macs``, ``count_macs_by``, ``measure_latency``, ``peak_memory``
+what it costs       ``count_parameters``, ``count_macs``, ``count_layers``, counted; ``measure_latency``,
+                    ``measure_parts``, ``peak_memory``, measured
 ==================  ==================================================================================
 
 The folder knows no detector and no engine: it works on any network of convolutions (dense or spconv), linear layers,
@@ -29,21 +33,54 @@ from cakdp_ext.pruning.artefacts import (
     save_scores,
 )
 from cakdp_ext.pruning.cost import (
-    EXACT,
-    THOP,
+    REST,
     LatencyStats,
-    MacCount,
     MemoryPeak,
-    count_macs,
-    count_macs_by,
-    count_parameters,
+    PartCost,
     measure_latency,
+    measure_parts,
     peak_memory,
 )
+from cakdp_ext.pruning.counting import (
+    ACTIVATIONS,
+    EXACT,
+    THOP,
+    LayerCount,
+    count_layers,
+    count_macs,
+    count_parameters,
+)
 from cakdp_ext.pruning.criteria import CAPR, CRITERIA, PROPR, RANKED
+from cakdp_ext.pruning.cut_cost import CutCost, CutCounter
+from cakdp_ext.pruning.gaps import EXACT_SCORING, PLAIN_SCORING, REMOVALS, FrameGaps
 from cakdp_ext.pruning.graph import DEFAULT_SCOPE, ChannelGraph, Filter, ProducerLayer, Slot, trace_channels
-from cakdp_ext.pruning.plan import PruningConfig, criterion_of, plan_from_scores, proportional_plan
-from cakdp_ext.pruning.score import score_filters
+from cakdp_ext.pruning.ladder import CutLadder, LayerRules, proportional_ladder, ranked_ladder
+from cakdp_ext.pruning.plan import (
+    ladder_from_scores,
+    plan_from_scores,
+    plan_of,
+    proportional_plan,
+    require_race_for,
+    require_ratio,
+    scored_by,
+)
+from cakdp_ext.pruning.race import RaceRules, Standing, decide
+from cakdp_ext.pruning.score import in_order, score_filters, started_scores, with_gaps
+from cakdp_ext.pruning.settings import (
+    BUDGETS,
+    KEEP_RATIO,
+    LATENCY,
+    MACS,
+    PARAMS,
+    RACE,
+    SCORINGS,
+    Budget,
+    PruningConfig,
+    criterion_of,
+    first_difference,
+    read_amount,
+    short,
+)
 from cakdp_ext.pruning.students import (
     channel_graph,
     class_logits,
@@ -56,49 +93,85 @@ from cakdp_ext.pruning.students import (
 from cakdp_ext.pruning.surgery import apply_plan, apply_plan_, masked, removed_filters
 
 __all__ = [
+    "ACTIVATIONS",
+    "BUDGETS",
     "CAPR",
     "CRITERIA",
     "DEFAULT_SCOPE",
     "EXACT",
+    "EXACT_SCORING",
+    "KEEP_RATIO",
+    "LATENCY",
+    "MACS",
+    "PARAMS",
+    "PLAIN_SCORING",
     "PROPR",
+    "RACE",
     "RANKED",
+    "REMOVALS",
+    "REST",
+    "SCORINGS",
     "THOP",
+    "Budget",
     "ChannelGraph",
+    "CutCost",
+    "CutCounter",
+    "CutLadder",
     "Filter",
+    "FrameGaps",
     "LatencyStats",
-    "MacCount",
+    "LayerCount",
+    "LayerRules",
     "MemoryPeak",
+    "PartCost",
     "ProducerLayer",
     "PruningConfig",
+    "RaceRules",
     "Slot",
+    "Standing",
     "apply_plan",
     "apply_plan_",
     "architecture_fingerprint",
     "channel_graph",
     "class_logits",
+    "count_layers",
     "count_macs",
-    "count_macs_by",
     "count_parameters",
     "criterion_of",
     "cut_student_",
+    "decide",
     "example_batch",
+    "first_difference",
     "import_score_table",
+    "in_order",
     "inherit_weights",
     "iou_branch",
+    "ladder_from_scores",
     "load_plan",
     "load_scores",
     "masked",
     "measure_latency",
+    "measure_parts",
     "model_fingerprint",
     "peak_memory",
     "plan_from_dict",
     "plan_from_scores",
+    "plan_of",
     "plan_to_dict",
+    "proportional_ladder",
     "proportional_plan",
+    "ranked_ladder",
+    "read_amount",
     "removed_filters",
     "require_match",
+    "require_race_for",
+    "require_ratio",
     "save_plan",
     "save_scores",
     "score_filters",
+    "scored_by",
+    "short",
+    "started_scores",
     "trace_channels",
+    "with_gaps",
 ]

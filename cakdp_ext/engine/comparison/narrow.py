@@ -14,8 +14,8 @@ from torch import nn
 from cakdp_ext.datasets import LidarDataset
 from cakdp_ext.engine.distributed import Workers
 from cakdp_ext.engine.measure import cost_frames
-from cakdp_ext.engine.prune import required_pruning, unpruned_student
 from cakdp_ext.engine.runs import LOG
+from cakdp_ext.engine.score import required_pruning, unpruned_student
 from cakdp_ext.pruning import ChannelGraph, apply_plan, channel_graph, proportional_plan
 from cakdp_ext.types import Batch, PruningPlan
 
@@ -58,8 +58,15 @@ def plan_of_equal_latency(config: EasyDict, plan: PruningPlan, dataset: LidarDat
 
 
 def _proportional(config: EasyDict, graph: ChannelGraph, share: float, **source: float) -> PruningPlan:
-    least = max(required_pruning(config).min_filters, 1)
-    return proportional_plan(graph, share, min_filters=least, source=source)
+    pruning = required_pruning(config)
+    return proportional_plan(
+        graph,
+        share,
+        min_filters=max(pruning.min_filters, 1),
+        round_to=pruning.round_to,
+        protect=pruning.protect,
+        source=source,
+    )
 
 
 def latency_ratio(one: nn.Module, other: nn.Module, frames: Sequence[Batch]) -> float:

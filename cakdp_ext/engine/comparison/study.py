@@ -91,8 +91,8 @@ class Comparison:
         if pruning is None:
             return None, None
         plan, narrow = Path(pruning.plan or self.run.plan), self.run.path / "narrow.json"
+        ensure_plan(self.config, self.run, self.place, self.request.num_workers)
         if self.place.is_main:
-            ensure_plan(self.config, self.run, Workers(0, 1, self.place.device), self.request.num_workers)
             self._make_narrow(plan, narrow)
         barrier()
         return plan, narrow

@@ -14,7 +14,7 @@ from easydict import EasyDict
 from cakdp_ext.config import ConfigError
 from cakdp_ext.engine.build import pruning_config
 from cakdp_ext.engine.runs import RunFolder
-from cakdp_ext.pruning import PROPR, criterion_of, load_plan
+from cakdp_ext.pruning import BUDGETS, PROPR, criterion_of, load_plan
 
 PLAIN, NARROW = "no distillation", "narrow, no distillation"
 
@@ -107,7 +107,8 @@ def trainings_of(config: EasyDict, methods: tuple[Any, ...], plan: Path | None, 
     cut = config if plan is None else _with(config, PRUNING={**config.MODEL.PRUNING, "PLAN": str(plan)})
     found = [Training(PLAIN, _with(cut, DISTILL=None))]
     if narrow is not None:
-        by = {"PLAN": str(narrow), "CRITERION": PROPR, "KEEP_RATIO": load_plan(narrow).source["keep_ratio"]}
+        by = {**dict.fromkeys(map(str.upper, BUDGETS)), "PLAN": str(narrow), "CRITERION": PROPR}
+        by["KEEP_RATIO"] = load_plan(narrow).source["keep_ratio"]
         found.append(Training(NARROW, _with(cut, DISTILL=None, PRUNING={**config.MODEL.PRUNING, **by})))
     return [*found, *(Training(label_of(method), taught_by(cut, method)) for method in methods)]
 
