@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import yaml
+from easydict import EasyDict
 
 from cakdp_ext.config import ConfigError
 from cakdp_ext.engine.choice import OPENPCDET, engine_name
@@ -30,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_loop_flags(parser)
     parser.set_defaults(extra_tag="compare")
     parser.add_argument(
-        "--methods", nargs="+", required=True,
-        help="what METHOD of MODEL.DISTILL may be: names, or with keys: SKD '{NAME: VanillaKD, WEIGHT: 0.1}'",
+        "--methods", nargs="+",
+        help="what METHOD may be, SKD '{NAME: VanillaKD, WEIGHT: 0.1}'; that of the YAML by default",
     )  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, help="0 1 2 by default; OpenPCDet knows one, 666")
     parser.add_argument("--epochs", type=int, help="of each training; NUM_EPOCHS by default")
@@ -43,17 +44,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     request = TrainRequest(
         batch_size=args.batch_size, epochs=args.epochs, num_workers=args.workers, use_amp=args.use_amp, keep_last=2
     )
-    asked = asked_for(args)
+    asked = asked_for(args, config)
     with workers(args.device, args.launcher, args.tcp_port) as place, logging_to(run.path, "compare", place.is_main):
         report = Comparison(config, run, place, request, asked).go()
     if report is not None and args.markdown:
         sys.stdout.write(console_table(report.rows, report.headline_metrics, markdown=True) + "\n")
 
 
-def asked_for(args: argparse.Namespace) -> ComparisonRequest:
+def asked_for(args: argparse.Namespace, config: EasyDict) -> ComparisonRequest:
     """Read methods and seeds."""
+    methods = list(map(method_of, args.methods or [])) or [(config.MODEL.get("DISTILL") or {}).get("METHOD", "SKD")]
     usual = (THEIR_SEED,) if engine_name() == OPENPCDET else (0, 1, 2)
-    return ComparisonRequest(tuple(map(method_of, args.methods)), tuple(args.seeds or usual), args.cost_steps)
+    return ComparisonRequest(tuple(methods), tuple(args.seeds or usual), args.cost_steps)
 
 
 def method_of(word: str) -> Any:

@@ -13,6 +13,7 @@ from tiny_world import PROJECT, scalars
 
 from cakdp_ext.checkpoint import read_checkpoint
 from cakdp_ext.engine.comparison.narrow import latency_ratio
+from cakdp_ext.engine.contestants import shown_ap
 from cakdp_ext.engine.report import ReportRow, console_table
 from cakdp_ext.engine.runs import RunFolder
 from cakdp_ext.pruning import load_plan
@@ -25,7 +26,7 @@ AP = "Car_3d/moderate_R40"
 
 
 def compare(world, *options, tag="compare", methods=METHODS, seeds=(0, 1), steps=0):
-    argv = ["--methods", *methods, "--seeds", *seeds, "--cost_steps", steps]
+    argv = [*(["--methods", *methods] if methods else []), "--seeds", *seeds, "--cost_steps", steps]
     cut = ("MODEL.PRUNING.SCORES", world.run("second_cakdp").scores)
     return world.command("compare", "second_cakdp", *argv, "--set", *cut, *options, tag=tag)
 
@@ -130,7 +131,7 @@ def test_a_second_call_makes_nothing_again_and_another_seed_only_itself(compress
 
 def test_steps_are_timed_where_they_are_asked_for(compressed, done):
     shutil.copytree(done[0].path, done[0].path.with_name("timed"))
-    outcome = compare(compressed, tag="timed", methods=("SKD",), seeds=(0,), steps=1)
+    outcome = compare(compressed, tag="timed", methods=(), seeds=(0,), steps=1)
     assert outcome.code == 0, outcome.err
     run = compressed.run("second_cakdp", "timed")
     rows = {row["name"]: row for row in json.loads((run.path / "report.json").read_text())["rows"]}
@@ -196,3 +197,10 @@ def test_spreads_stand_beside_means():
     assert lines[0].split() == ["Model", "Config", "Car"]
     assert lines[3].endswith("70.00 ± 1.25")
     assert console_table([plain, row], markdown=True).splitlines()[-1] == "| SKD | 0.50 CaPr | 70.00 ± 1.25 |"
+
+
+def test_reports_show_what_kitti_and_waymo_are_judged_by():
+    kitti = {"Car_3d/moderate_R40": 70.0, "Car_bev/easy_R40": 80.0}
+    waymo = {"OBJECT_TYPE_TYPE_CAR_LEVEL_2/APH": 60.0, "mAP_LEVEL_2/AP": 61.0}
+    left_out = {"Car_3d/moderate_R11": 71.0, "mAP_3d/moderate_R40": 72.0, "Car_image/easy_R40": 9.0, "recall/gt": 3.0}
+    assert shown_ap({**kitti, **waymo, **left_out}) == {**kitti, **waymo}

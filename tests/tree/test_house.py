@@ -111,7 +111,9 @@ def test_no_tool_hides_the_standard_librarys_profile():
     assert "function calls" in done.stdout
 
 
-@pytest.mark.parametrize("script", ["dist_train.sh", "dist_test.sh", "dist_compress.sh", "dist_score_filters.sh"])
+@pytest.mark.parametrize(
+    "script", ["dist_train.sh", "dist_test.sh", "dist_compress.sh", "dist_compare.sh", "dist_score_filters.sh"]
+)
 def test_shell_scripts_explain_themselves(script):
     done = subprocess.run(["bash", ROOT / "tools" / script], capture_output=True, text=True)
     assert done.returncode == 2
