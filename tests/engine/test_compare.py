@@ -95,6 +95,7 @@ def test_costs_are_those_of_the_networks(rows):
     share = float(rows["narrow, no distillation"]["config"].split()[0])
     assert rows["narrow, no distillation"]["config"] == f"{share:.2f} ProPr"
     assert 0.1 < share < 1
+    assert "times as long as the compact student, run in turns; mean of each seed: " in rows[LABELS[1]]["note"]
 
 
 def test_the_narrow_network_is_chosen_by_latency(done):

@@ -77,6 +77,7 @@ class RowMaker:
                 measure_step(training.config, ckpt, self.place.device, self.num_steps) if measures else None
             )
             barrier()
+        row = replace(row, note="; ".join(filter(None, (training.note, row.note))))
         step = self._steps[training.label]
         return row if step is None else replace(row, step_ms=step.milliseconds, step_memory_mb=_mebibytes(step.memory))
 

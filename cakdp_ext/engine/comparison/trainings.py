@@ -73,6 +73,12 @@ class Training:
         plan = load_plan(self.plan)
         return f"{plan.source.get('keep_ratio', plan.keep_ratio):.2f} {criterion_of(plan, pruning)}"
 
+    @property
+    def note(self) -> str:
+        """What the search of the narrow network's plan found; empty for others."""
+        ratio = load_plan(self.plan).source.get("latency_ratio") if self.plan else None
+        return "" if ratio is None else f"takes {ratio:.2f} times as long as the compact student, run in turns"
+
     def run(self, folder: RunFolder, seed: int) -> RunFolder:
         """Name the run folder of one seed."""
         name = re.sub(r"[^A-Za-z0-9.]+", "_", self.label).strip("_")
