@@ -9,13 +9,20 @@ training that several tables share is made once. It goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
+
+from cakdp_ext.config import load_config
+from cakdp_ext.engine.cli import run_command
+from cakdp_ext.engine.contestants import ensure_plan
+from cakdp_ext.engine.distributed import barrier, workers
+from cakdp_ext.engine.runs import RunFolder, logging_to
+from cakdp_ext.engine.train import TrainRequest
+from cakdp_ext.engine.trials import run_trial, spread
 
 ROOT = Path(__file__).resolve().parents[1]
 PROPR = ["MODEL.PRUNING", "{CRITERION: ProPr, KEEP_RATIO: 0.62}"]
@@ -89,7 +96,7 @@ TRENDS = {
 """Table -> which row the paper finds better than which."""
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--folder", default="synthetic", help="folder of cfgs/ that holds the YAMLs")
@@ -98,47 +105,55 @@ def main():
     parser.add_argument("--processes", type=int, default=1, help="of each training; batch norm sees a share of the 4")
     parser.add_argument("--epochs", type=int, help="of the students; NUM_EPOCHS by default")
     parser.add_argument("--teacher_epochs", type=int, default=24, help="a teacher has to be better than its student")
-    args = parser.parse_args()
-    teacher = train_teacher(args)
-    results = {}
+    args = parser.parse_args(argv)
+    if args.processes > 1 and "RANK" not in os.environ:
+        script = [str(ROOT / "tools" / "_torchrun.sh"), "../benchmarks/ablation.py", str(args.processes)]
+        words = sys.argv[1:] if argv is None else argv
+        sys.exit(subprocess.call(["bash", *script, *words], env={**os.environ, "PYTHON": sys.executable}))
+    with workers() as place:
+        study(args, place)
+
+
+def study(args, place):
+    """Train what is not there yet, and print the tables."""
+    teacher, results = train_teacher(args, place), {}
     for seed in args.seeds:
         for table in args.tables:
             for row in TABLES[table]:
                 key = row.training, row.refinement, seed
                 if key not in results:
-                    results[key] = run(args, row, seed, teacher)
-                    print(f"seed {seed}  {row.label:<18} {line(results[key])}", flush=True)
-    for table in args.tables:
+                    results[key] = train_row(args, row, seed, teacher, place)
+                    tell(place, f"seed {seed}  {row.label:<18} {line(results[key])}")
+    for table in args.tables if place.is_main else ():
         report(table, args.seeds, results)
 
 
-def train_teacher(args):
+def train_teacher(args, place):
     """Train the teacher unless it stands, test it, give its run folder."""
-    folder = Path("output", args.folder, "voxel_rcnn", "longer")
-    common = ["--cfg", f"cfgs/{args.folder}/voxel_rcnn.yaml", "--extra_tag", "longer", "--workers", "1"]
-    command("train.py", args.processes, [*common, "--batch_size", "4", "--epochs", str(args.teacher_epochs)])
-    print(f"teacher, {args.teacher_epochs} epochs  {line(read_metrics(folder, 'default'))}", flush=True)
-    return str(folder)
+    cfg = f"cfgs/{args.folder}/voxel_rcnn.yaml"
+    run, request = RunFolder.of(cfg, "longer"), TrainRequest(4, args.teacher_epochs, num_workers=1)
+    with logging_to(run.path, "train", place.is_main):
+        metrics = moderate(run_trial(load_config(cfg), run, place, request))
+    tell(place, f"teacher, {args.teacher_epochs} epochs  {line(metrics)}")
+    return str(run.path)
 
 
-def run(args, row, seed, teacher):
+def train_row(args, row, seed, teacher, place):
     """Cut, train and test one row unless that stands; give the classes' APs."""
     stem, changes = TRAININGS[row.training]
-    folder = Path("output", args.folder, stem, f"{row.training}_seed{seed}")
-    common = ["--cfg", f"cfgs/{args.folder}/{stem}.yaml", "--extra_tag", folder.name]
+    cfg = f"cfgs/{args.folder}/{stem}.yaml"
     if stem == "second_cakdp" and "MODEL.DISTILL" not in changes:
         changes = ["MODEL.DISTILL.TEACHER.CKPT", teacher, *changes]
+    if row.refinement:
+        changes = [*changes, "MODEL.POST_PROCESSING.IOU_REFINEMENT.MODE", row.refinement]
     scores = args.scores or f"output/{args.folder}/second_cakdp/default/scores.npz"
-    cut = ["--set", "MODEL.PRUNING.SCORES", scores, *changes]
-    if not (folder / "plan.json").is_file():
-        command("prune.py", 1, [*common, *cut])
-    train = [*common, "--workers", "1", "--seed", str(seed), "--batch_size", "4", "--num_epochs_to_eval", "0"]
-    train += ["--epochs", str(args.epochs)] if args.epochs else []
-    command("train.py", args.processes, [*train, *cut])
-    tag = row.refinement or "default"
-    mode = ["MODEL.POST_PROCESSING.IOU_REFINEMENT.MODE", row.refinement] if row.refinement else []
-    command("test.py", args.processes, [*common, "--workers", "1", "--eval_tag", tag, *cut, *mode])
-    return read_metrics(folder, tag)
+    config = load_config(cfg, ["MODEL.PRUNING.SCORES", scores, *changes])
+    run = RunFolder.of(cfg, f"{row.training}_seed{seed}")
+    with logging_to(run.path, "train", place.is_main):
+        ensure_plan(config, run, place, 1)
+        barrier()
+        request = TrainRequest(4, args.epochs, num_workers=1, seed=seed)
+        return moderate(run_trial(config, run, place, request, tag=row.refinement or "default"))
 
 
 def report(table, seeds, results):
@@ -162,30 +177,18 @@ def report(table, seeds, results):
         )
 
 
-def spread(values):
-    return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
 def numbers(values):
     return "  ".join(f"{value:.2f}" for value in values)
 
 
-def read_metrics(folder, tag):
-    """Give the classes' APs of the newest evaluation of a run."""
-    folders = (folder / "eval").glob(f"epoch_*/*/{tag}/metrics.json")
-    metrics = json.loads(max(folders, key=os.path.getmtime).read_text())
+def moderate(metrics):
+    """Give the classes' moderate 3D APs."""
     return {k: v for k, v in metrics.items() if k.endswith("_3d/moderate_R40") and not k.startswith("mAP")}
 
 
-def command(tool, processes, arguments):
-    done = subprocess.run(
-        ["bash", str(ROOT / "tools" / "_torchrun.sh"), tool, str(processes), *arguments],
-        env={**os.environ, "PYTHON": sys.executable},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        sys.exit(f"{tool} {' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
+def tell(place, text):
+    if place.is_main:
+        print(text, flush=True)
 
 
 def line(metrics):
@@ -193,4 +196,4 @@ def line(metrics):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

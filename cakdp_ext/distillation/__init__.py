@@ -7,6 +7,7 @@ from cakdp_ext.distillation.config import DistillConfig, MethodChoice, SkdConfig
 from cakdp_ext.distillation.distiller import Distiller, Taught, build_methods, roles_of
 from cakdp_ext.distillation.matching import SiteMatch, check_sites, match_sites, rois_at
 from cakdp_ext.distillation.methods import DistillMethod, DistillOutput, Lesson, find_method, register_method
+from cakdp_ext.distillation.point_distiller import PointDistiller
 from cakdp_ext.distillation.projector import MapProjector, RowProjector
 from cakdp_ext.distillation.reading import read_config
 from cakdp_ext.distillation.representatives import Representatives, select_representatives
@@ -25,6 +26,7 @@ __all__ = [
     "Lesson",
     "MapProjector",
     "MethodChoice",
+    "PointDistiller",
     "Representatives",
     "RowProjector",
     "Samples",

@@ -2,49 +2,39 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from easydict import EasyDict
-from torch import nn
 
-from cakdp_ext import __version__
-from cakdp_ext.checkpoint import find_checkpoint, read_checkpoint
-from cakdp_ext.config import ConfigError, dump_config, from_node
+from cakdp_ext.config import dump_config, from_node
 from cakdp_ext.datasets import LidarDataset
 from cakdp_ext.engine.build import distill_config, load_source_config, restore_student
-from cakdp_ext.engine.choice import OPENPCDET, engine_name
-from cakdp_ext.engine.cut import Place
+from cakdp_ext.engine.contestants import (
+    STUDENT,
+    Contestant,
+    ensure_plan,
+    environment_of,
+    headline_metrics_of,
+    require_sources,
+    shown_ap,
+    speak_of,
+)
 from cakdp_ext.engine.data import build_split, evaluation_loader, one_frame
-from cakdp_ext.engine.distributed import Workers, barrier, gather
-from cakdp_ext.engine.drive import train_with_openpcdet
+from cakdp_ext.engine.distributed import Workers, barrier
 from cakdp_ext.engine.evaluate import evaluate_detector
-from cakdp_ext.engine.measure import cost_frames, device_name, measure_cost
-from cakdp_ext.engine.prune import CutRequest, make_plan, require_made_with
+from cakdp_ext.engine.measure import cost_frames, measure_cost
 from cakdp_ext.engine.report import Birdview, BirdviewPanel, Report, ReportRow, console_table, render_report
 from cakdp_ext.engine.runs import LOG, RunFolder
-from cakdp_ext.engine.score import required_pruning, score, unpruned_student
-from cakdp_ext.engine.train import TrainRequest, train
-from cakdp_ext.pruning import RANKED, apply_plan, channel_graph, criterion_of, iou_branch, load_plan, model_fingerprint
+from cakdp_ext.engine.score import required_pruning, unpruned_student
+from cakdp_ext.engine.train import TrainRequest
+from cakdp_ext.engine.trials import train_by_engine
+from cakdp_ext.pruning import apply_plan, channel_graph, criterion_of, iou_branch, load_plan
 from cakdp_ext.refinement import IoURefinement
-from cakdp_ext.types import Detections, LidarGeometry, PruningPlan
-
-STUDENT = "student"
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """One row of the report: a detector and what to say about it."""
-
-    name: str
-    model: nn.Module
-    note: str = ""
-    is_shown: bool = True
+from cakdp_ext.types import LidarGeometry, PruningPlan
 
 
 def compress(config: EasyDict, run: RunFolder, place: Workers, request: TrainRequest) -> Report | None:
@@ -62,16 +52,13 @@ def compress(config: EasyDict, run: RunFolder, place: Workers, request: TrainReq
     Raises:
         ConfigError, CheckpointError: when teacher or student are missing or do not fit; the message says what to run.
     """
-    _require_sources(config)
-    dataset = build_split(config, str(config.DATA_CONFIG.DATA_SPLIT["test"]))
-    _plan(config, run, place, request.num_workers)
-    barrier()
     pruning = required_pruning(config)
+    require_sources(config)
+    dataset = build_split(config, str(config.DATA_CONFIG.DATA_SPLIT["test"]))
+    ensure_plan(config, run, place, request.num_workers)
+    barrier()
     plan = load_plan(pruning.plan or run.plan)
-    if engine_name() == OPENPCDET:
-        train_with_openpcdet(config, run, request, place)
-    else:
-        train(config, run, place, request)
+    train_by_engine(config, run, place, request)
     contestants = list(_contestants(config, run, plan, dataset.geometry))
     rows = [_row(each, dataset, place, run, request.num_workers) for each in contestants]
     if not place.is_main:
@@ -83,62 +70,14 @@ def compress(config: EasyDict, run: RunFolder, place: Workers, request: TrainReq
         filters_per_layer={n: (len(plan.keep_indices[n]), total) for n, total in plan.num_filters.items()},
         birdviews=(_birdview(dataset, [c for c in contestants if c.is_shown], place),),
         settings=dump_config(config),
-        environment=_environment(place),
+        environment=environment_of(place),
         reference=STUDENT,
         result=rows[-1].name,
-        headline_metrics=_headline_metrics(config),
+        headline_metrics=headline_metrics_of(config),
     )
     render_report(report, run.path)
     LOG.info("\n%s\nreport in %s", console_table(report.rows, report.headline_metrics), run.path / "report.html")
     return report
-
-
-def _headline_metrics(config: EasyDict) -> tuple[str, ...]:
-    """Name the metrics that the paper compares: moderate 3D AP on KITTI, LEVEL_2 APH on Waymo."""
-    if (config.MODEL.get("POST_PROCESSING") or {}).get("EVAL_METRIC") == "waymo":
-        return tuple(f"OBJECT_TYPE_TYPE_{name.upper()}_LEVEL_2/APH" for name in config.CLASS_NAMES)
-    return tuple(f"{name}_3d/moderate_R40" for name in config.CLASS_NAMES)
-
-
-def _require_sources(config: EasyDict) -> None:
-    """Look at every file that a later stage needs before the first one spends hours."""
-    sources = [required_pruning(config).student]
-    distill = distill_config(config)
-    if distill is not None:
-        sources.append(distill.teacher)
-    for source in sources:
-        load_source_config(source, config.CONFIG_FILE)
-        content = read_checkpoint(source.ckpt)
-        if content.get("it", 0) < content.get("schedule_state", {}).get("total_steps", 0):
-            LOG.warning("%s is the checkpoint of a training that has not ended", find_checkpoint(source.ckpt))
-
-
-def _plan(config: EasyDict, run: RunFolder, place: Workers, num_workers: int) -> None:
-    """Score with all processes and let the first one plan, unless the plan is there already."""
-    pruning = required_pruning(config)
-    if not gather(place.is_main and _lacks_plan(config, run))[0]:
-        return
-    if not pruning.scores and pruning.criterion in RANKED:
-        score(config, run, place, num_workers)
-    if place.is_main:
-        make_plan(config, run, CutRequest(Place(place.device), shows_costs=False))  # the report measures the result
-
-
-def _lacks_plan(config: EasyDict, run: RunFolder) -> bool:
-    pruning = required_pruning(config)
-    if not pruning.plan and run.plan.is_file():
-        source = load_plan(run.plan).source
-        require_made_with(source, pruning, str(run.plan))
-        student = unpruned_student(config, build_split(config, str(config.DATA_CONFIG.DATA_SPLIT["test"])).geometry)
-        if source.get("scored_model") not in ("", None, model_fingerprint(student)):
-            raise ConfigError(
-                f"{run.plan} was made for another student than {pruning.student.ckpt} holds now; "
-                "use another --extra_tag"
-            )
-    if pruning.plan or run.plan.is_file():
-        LOG.info("pruning plan: %s", pruning.plan or run.plan)
-        return False
-    return True
 
 
 def _contestants(config: EasyDict, run: RunFolder, plan: PruningPlan, geometry: LidarGeometry) -> Iterator[Contestant]:
@@ -147,7 +86,7 @@ def _contestants(config: EasyDict, run: RunFolder, plan: PruningPlan, geometry: 
     if distill is not None:
         teacher = load_source_config(distill.teacher, config.CONFIG_FILE)
         model = restore_student(teacher, geometry, distill.teacher.ckpt).model
-        _speak_of(config.CLASS_NAMES, teacher.CLASS_NAMES, model)
+        speak_of(config.CLASS_NAMES, teacher.CLASS_NAMES, model)
         yield Contestant("teacher", model, teacher.MODEL.NAME, False)
     student = unpruned_student(config, geometry)
     yield Contestant(STUDENT, student, "before the cut")
@@ -162,18 +101,6 @@ def _contestants(config: EasyDict, run: RunFolder, plan: PruningPlan, geometry: 
     yield Contestant(trained, restore_student(plain, geometry, ckpt).model, ckpt.stem)
     if mode != "none":
         yield Contestant(f"{trained} + IoU {mode}", result, "the result")
-
-
-def _speak_of(ours: Sequence[str], theirs: Sequence[str], model: nn.Module) -> None:
-    """Let a detector that lists the same classes in another order name its detections by our labels."""
-    if list(ours) == list(theirs):
-        return
-    label = torch.tensor([list(ours).index(name) for name in theirs])
-
-    def renumber(_: nn.Module, __: Any, found: list[Detections]) -> list[Detections]:
-        return [replace(one, labels=label.to(one.labels.device)[one.labels]) for one in found]
-
-    model.register_forward_hook(renumber)
 
 
 def _without_refinement(config: EasyDict) -> tuple[EasyDict, str]:
@@ -194,7 +121,6 @@ def _row(each: Contestant, dataset: LidarDataset, place: Workers, run: RunFolder
     barrier()  # the others wait, so that nothing of theirs is timed
     if cost is None:
         return ReportRow(each.name)
-    shown = {k: v for k, v in result.evaluation.metrics.items() if k.endswith("_R40") and not k.startswith("mAP")}
     return ReportRow(
         name=each.name,
         params=cost.params,
@@ -202,7 +128,7 @@ def _row(each: Contestant, dataset: LidarDataset, place: Workers, run: RunFolder
         latency_p50_ms=cost.latency.p50,
         latency_p90_ms=cost.latency.p90,
         peak_memory_mb=None if cost.memory is None else cost.memory / 2**20,
-        ap={key: value for key, value in shown.items() if "_3d/" in key or "_bev/" in key},
+        ap=shown_ap(result.evaluation.metrics),
         note=each.note,
     )
 
@@ -226,12 +152,3 @@ def _birdview(dataset: LidarDataset, contestants: Sequence[Contestant], place: W
         panels=tuple(panels),
         extent=(low_x, low_y, high_x, high_y),
     )
-
-
-def _environment(place: Workers) -> dict[str, str]:
-    return {
-        "cakdp_ext": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": device_name(place.device),
-    }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +19,8 @@ from cakdp_ext.config import ConfigError
 from cakdp_ext.openpcdet.faces import with_faces
 from cakdp_ext.openpcdet.registration import register_all
 from cakdp_ext.types import LidarGeometry
+
+LOG = logging.getLogger("cakdp_ext")
 
 
 def build_detector(model_cfg: Mapping[str, Any], class_names: Sequence[str], geometry: LidarGeometry) -> nn.Module:
@@ -41,6 +45,31 @@ def build_detector(model_cfg: Mapping[str, Any], class_names: Sequence[str], geo
     dataset = as_dataset(class_names, geometry)
     model: nn.Module = with_faces(known[tree.NAME])(model_cfg=tree, num_class=len(class_names), dataset=dataset)
     return model.cuda() if torch.cuda.is_available() else model
+
+
+def build_in_training(config: Mapping[str, Any], geometry: LidarGeometry, ckpt: str | Path | None = None) -> nn.Module:
+    """Build the detector as OpenPCDet's training starts it: cut, and with its teacher.
+
+    Args:
+        config: the whole configuration, with absolute paths; ``MODEL.PRUNING``, where there is one, names its plan.
+        geometry: range and voxel grid of the points.
+        ckpt: weights to go on from; None for those that the training starts with.
+
+    Returns:
+        The detector in training mode, with our faces.
+
+    Raises:
+        ConfigError, CheckpointError: where MODEL, weights or teacher do not fit.
+    """
+    register_all()
+    dataset = as_dataset(config["CLASS_NAMES"], geometry)
+    dataset.training = True
+    detector = with_faces(detectors.__all__[config["MODEL"]["NAME"]])
+    model: Any = detector(model_cfg=deepcopy(config["MODEL"]), num_class=len(dataset.class_names), dataset=dataset)
+    if ckpt is not None:
+        model.load_params_from_file(filename=str(ckpt), logger=LOG, to_cpu=True)
+    network: nn.Module = model.cuda() if torch.cuda.is_available() else model
+    return network.train()
 
 
 def as_dataset(class_names: Sequence[str], geometry: LidarGeometry) -> SimpleNamespace:

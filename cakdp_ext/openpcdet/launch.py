@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import logging
 import shlex
 import sys
 import traceback
@@ -31,6 +32,7 @@ from cakdp_ext.openpcdet.locate import make_importable
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ENTRY_POINTS = ("main", "parse_config", "cfg_from_yaml_file")
+THEIR_LOG = "pcdet.utils.common_utils"
 CPU_SWITCH = "CAKDP_OPENPCDET_CPU"
 Adjust = Callable[[Namespace], None]
 
@@ -72,13 +74,32 @@ def launch(job: Job, adjust: Adjust) -> None:
         ConfigError: for a script that is none of OpenPCDet's, and whatever ``adjust`` and our own parts raise.
         RuntimeError: from an error of OpenPCDet's own code, which needs its traceback.
     """
-    with _script(job.file) as module, _configured(module, job, adjust), guarded(module, job.tests), _process_group():
+    with (
+        _script(job.file) as module,
+        _configured(module, job, adjust),
+        guarded(module, job.tests),
+        _process_group(),
+        _log_of_its_own(),
+    ):
         try:
             module.main()
         except Exception as error:
             if _is_ours(error):
                 raise
             raise RuntimeError(f"{job.file} failed: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _log_of_its_own() -> Iterator[None]:
+    """Take the handlers away that a script gives OpenPCDet's logger, or the next one's lines would be told twice."""
+    log = logging.getLogger(THEIR_LOG)
+    before = list(log.handlers)
+    try:
+        yield
+    finally:
+        for handler in [handler for handler in log.handlers if handler not in before]:
+            log.removeHandler(handler)
+            handler.close()
 
 
 def flags_of(root: Path, script: str) -> list[str]:

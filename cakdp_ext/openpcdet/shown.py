@@ -12,6 +12,7 @@ from cakdp_ext.config import ConfigError
 from cakdp_ext.openpcdet.dense import box_codes, decode
 from cakdp_ext.taps import ENCODED, BevFeatures, SparseFeatures, Taps, VoxelFeatures
 from cakdp_ext.types import DensePredictions, LidarGeometry, Role, Roles
+from cakdp_ext.voxel_rows import find_rows, voxel_keys
 
 STAGES: Mapping[str, Roles] = {
     "vfe": frozenset(Role),
@@ -77,17 +78,8 @@ def _voxels(data: Mapping[str, Any], geometry: LidarGeometry) -> VoxelFeatures:
 def _count_points(points: Tensor, coords: Tensor, geometry: LidarGeometry) -> Tensor:
     """Count the points ``(N, 1 + F)`` in each voxel ``(V, 4)``."""
     low, size = (points.new_tensor(values) for values in (geometry.point_cloud_range[:3], geometry.voxel_size))
-    grid = torch.tensor(geometry.grid_size, device=points.device)
     cells = ((points[:, 1:4] - low) / size).floor().long()
-    is_inside = ((cells >= 0) & (cells < grid)).all(dim=1)
-    zyx = torch.cat([points[:, :1].long(), cells.flip(1)], dim=1)[is_inside]
-    keys, order = _key(coords, grid).sort()
-    asked = _key(zyx, grid)
-    places = torch.searchsorted(keys, asked).clamp(max=max(len(keys) - 1, 0))
-    found = places[keys[places] == asked] if len(keys) else places[:0]
-    return torch.zeros_like(keys).index_put_((order,), torch.bincount(found, minlength=len(keys)))
-
-
-def _key(coords: Tensor, grid: Tensor) -> Tensor:
-    batch, z, y, x = coords.unbind(1)
-    return ((batch * grid[2] + z) * grid[1] + y) * grid[0] + x
+    is_inside = ((cells >= 0) & (cells < cells.new_tensor(geometry.grid_size))).all(dim=1)
+    held = torch.cat([points[:, :1].long(), cells.flip(1)], dim=1)[is_inside]
+    found = find_rows(voxel_keys(coords), voxel_keys(held))
+    return torch.bincount(found[found >= 0], minlength=len(coords))

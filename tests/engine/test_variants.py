@@ -227,7 +227,7 @@ def test_a_table_of_bytes_is_no_table(compressed, tmp_path):
 # Ways of distilling
 
 
-@pytest.mark.parametrize("method", ["TKD", "TSKD"])
+@pytest.mark.parametrize("method", ["TKD", "TSKD", "PointDistiller"])
 def test_the_teachers_way_trains_by_command(compressed, run, method):
     options = ("--num_epochs_to_eval", 0, "--set", "MODEL.PRUNING.PLAN", run.plan, "MODEL.DISTILL.METHOD", method)
     outcome = compressed.command("train", "second_cakdp", *options, tag=method)

@@ -16,6 +16,7 @@ sys.path.append(str(ROOT / "tests" / "engine"))
 from processes import results_of  # noqa: E402
 from tiny_world import make_world  # noqa: E402
 
+from cakdp_ext.checkpoint import read_checkpoint  # noqa: E402
 from cakdp_ext.engine.build import restore_student  # noqa: E402
 from cakdp_ext.engine.data import build_split  # noqa: E402
 from cakdp_ext.engine.score import unpruned_student  # noqa: E402
@@ -97,3 +98,16 @@ def test_compress_on_two_processes(compressed, run_tool):
     run = compressed.run("second_cakdp", "two")
     assert load_plan(run.plan).keep_indices == load_plan(compressed.run("second_cakdp").plan).keep_indices
     assert (run.path / "report.html").is_file()
+
+
+def test_methods_are_compared(compressed, run_tool):
+    flags = ("--workers", "0", "--methods", "SKD", "PointDistiller", "--cost_steps", "1", "--extra_tag", "compared")
+    run_tool("compare", "second_cakdp", *flags, "--set", "MODEL.PRUNING.SCORES", compressed.run("second_cakdp").scores)
+    run = compressed.run("second_cakdp", "compared")
+    rows = {row["name"]: row for row in json.loads((run.path / "report.json").read_text())["rows"]}
+    assert list(rows) == ["teacher", "student", "no distillation", "narrow, no distillation", "SKD", "PointDistiller"]
+    assert all(rows[name]["step_ms"] > 0 for name in list(rows)[2:])
+    for slug in ("no_distillation", "narrow_no_distillation", "SKD", "PointDistiller"):
+        content = read_checkpoint(run.path / f"{slug}_seed666")
+        assert content["pruning"]
+        assert ("distill_state" in content) == (slug == "PointDistiller")

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYER = {
-    "types": 0, "config": 0, "files": 0, "pickles": 0, "center_maps": 0,
+    "types": 0, "config": 0, "files": 0, "pickles": 0, "center_maps": 0, "voxel_rows": 0,
     "held_out": 1, "waymo_layout": 1, "checkpoint": 1, "own_modules": 1, "spconv_on_cpu": 1, "ops": 1,
     "distillation": 2, "pruning": 2, "refinement": 2,
     "detectors": 3, "datasets": 3, "evaluation": 3, "openpcdet": 3, "engine": 4,
@@ -111,7 +111,9 @@ def test_no_tool_hides_the_standard_librarys_profile():
     assert "function calls" in done.stdout
 
 
-@pytest.mark.parametrize("script", ["dist_train.sh", "dist_test.sh", "dist_compress.sh", "dist_score_filters.sh"])
+@pytest.mark.parametrize(
+    "script", ["dist_train.sh", "dist_test.sh", "dist_compress.sh", "dist_compare.sh", "dist_score_filters.sh"]
+)
 def test_shell_scripts_explain_themselves(script):
     done = subprocess.run(["bash", ROOT / "tools" / script], capture_output=True, text=True)
     assert done.returncode == 2

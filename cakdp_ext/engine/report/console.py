@@ -8,26 +8,31 @@ from cakdp_ext.engine.report.content import ReportRow
 from cakdp_ext.engine.report.figures import MISSING, headline_metrics, main_columns
 
 
-def console_table(rows: Sequence[ReportRow], metrics: Sequence[str] = ()) -> str:
+def console_table(rows: Sequence[ReportRow], metrics: Sequence[str] = (), *, markdown: bool = False) -> str:
     """Align the rows in columns: costs, AP, notes. Columns that no row has a figure for are left out.
 
     Args:
         rows: detectors.
         metrics: AP metrics to show; chosen as at ``Report.headline_metrics`` where empty.
+        markdown: for a page; for a terminal otherwise.
 
     Returns:
         Lines without a final newline; the heading alone for no rows.
     """
-    columns = main_columns(headline_metrics(rows, metrics))
+    columns = main_columns(headline_metrics(rows, metrics), rows)
     filled = [column for column in columns if any(column.text(row) != MISSING for row in rows)]
-    has_notes = any(row.note for row in rows)
-    table = [["Model", *(column.title for column in filled), *(["Note"] if has_notes else [])]]
-    for row in rows:
-        table.append([row.name, *(column.text(row) for column in filled), *([row.note] if has_notes else [])])
+    words = [("Model", [row.name for row in rows]), ("Config", [row.config for row in rows])]
+    figures = [(column.title, [column.text(row) for row in rows]) for column in filled]
+    notes = [("Note", [row.note for row in rows])]
+    shown = [*words[:1], *(each for each in words[1:] if any(each[1])), *figures, *(n for n in notes if any(n[1]))]
+    is_text = [title in ("Model", "Config", "Note") for title, _ in shown]
+    table = [list(line) for line in zip(*([title, *cells] for title, cells in shown), strict=True)]
+    if markdown:
+        rule = ["---" if left else "--:" for left in is_text]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in (table[0], rule, *table[1:]))
     widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
-    rule = ["-" * width for width in widths]
-    is_text = [True, *(False for _ in filled), *([True] if has_notes else [])]
-    return "\n".join(_line(cells, widths, is_text) for cells in (table[0], rule, *table[1:]))
+    rules = ["-" * width for width in widths]
+    return "\n".join(_line(cells, widths, is_text) for cells in (table[0], rules, *table[1:]))
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], is_text: Sequence[bool]) -> str:

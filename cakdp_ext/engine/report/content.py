@@ -23,8 +23,12 @@ class ReportRow:
         latency_p50_ms: median time of one frame.
         latency_p90_ms: time that nine of ten frames stay under.
         peak_memory_mb: while detecting.
-        ap: metric -> AP in percent, as in ``Evaluation.metrics``.
+        ap: metric -> AP in percent, as in ``Evaluation.metrics``; their means over several trainings.
         note: a few words.
+        config: how much of the network is left, and by what it was chosen.
+        ap_spread: metric -> standard deviation over the trainings; empty for a single one.
+        step_ms: time of a training step.
+        step_memory_mb: while training.
     """
 
     name: str
@@ -35,6 +39,10 @@ class ReportRow:
     peak_memory_mb: float | None = None
     ap: Mapping[str, float | None] = field(default_factory=dict)
     note: str = ""
+    config: str = ""
+    ap_spread: Mapping[str, float] = field(default_factory=dict)
+    step_ms: float | None = None
+    step_memory_mb: float | None = None
 
 
 @dataclass(frozen=True)

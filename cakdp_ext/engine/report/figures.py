@@ -11,6 +11,8 @@ from cakdp_ext.engine.report.content import Report, ReportRow
 MISSING = "–"
 HEADLINE_ENDINGS = ("_3d/moderate_R40", "_LEVEL_2/APH")
 """Of the metrics whose mean is the headline's: KITTI's and Waymo's."""
+MEAN = "mean"
+"""Key of ``ReportRow.ap_spread`` for the mean of the headline's metrics."""
 _WAYMO = "OBJECT_TYPE_TYPE_"
 
 
@@ -23,25 +25,32 @@ class Column:
         value: reads it from a row, in the unit of the title.
         digits: after the point.
         is_cost: the lowest value is the best, not the highest.
+        spread: reads how far it goes to either side, where it is a mean.
     """
 
     title: str
     value: Callable[[ReportRow], float | None]
     digits: int = 1
     is_cost: bool = True
+    spread: Callable[[ReportRow], float | None] | None = None
 
     def text(self, row: ReportRow) -> str:
-        """Give the figure as text, an en dash where it is missing."""
-        value = known(self.value(row))
-        return MISSING if value is None else f"{value:,.{self.digits}f}"
+        """Give the figure as text with its spread, an en dash where it is missing."""
+        value, spread = known(self.value(row)), known(self.spread(row)) if self.spread else None
+        if value is None:
+            return MISSING
+        return self._number(value) + ("" if spread is None else f" ± {self._number(spread)}")
 
-    def best(self, rows: Sequence[ReportRow]) -> str | None:
-        """Give the text of the best figure; None where there is nothing to choose from."""
-        values = [value for row in rows if (value := known(self.value(row))) is not None]
-        texts = {self.text(row) for row in rows} - {MISSING}
-        if len(texts) < 2:
-            return None
-        return f"{(min if self.is_cost else max)(values):,.{self.digits}f}"
+    def _number(self, value: float) -> str:
+        return f"{value:,.{self.digits}f}"
+
+    def best(self, rows: Sequence[ReportRow]) -> set[str]:
+        """Give the texts of the best figure, equal ones with their spreads; none where there is nothing to choose."""
+        values = {self._number(value): value for row in rows if (value := known(self.value(row))) is not None}
+        if len(values) < 2:
+            return set()
+        best = (min if self.is_cost else max)(values, key=lambda text: values[text])
+        return {self.text(row) for row in rows if (v := known(self.value(row))) is not None and self._number(v) == best}
 
 
 @dataclass(frozen=True)
@@ -85,11 +94,11 @@ def mean_ap(row: ReportRow, metrics: Sequence[str]) -> float | None:
 
 def ap_column(metric: str, title: str) -> Column:
     """Make the column of one AP metric."""
-    return Column(title, lambda row: row.ap.get(metric), 2, is_cost=False)
+    return Column(title, lambda row: row.ap.get(metric), 2, False, lambda row: row.ap_spread.get(metric))
 
 
-def main_columns(metrics: Sequence[str]) -> list[Column]:
-    """Give the columns of the main table: costs, the headline metrics, their mean."""
+def main_columns(metrics: Sequence[str], rows: Sequence[ReportRow]) -> list[Column]:
+    """Give the columns of the main table: costs, those of training where a row has them, the headline metrics, mean."""
     shared = next((ending for ending in HEADLINE_ENDINGS if all(name.endswith(ending) for name in metrics)), "")
     columns = [
         Column("Params [M]", lambda row: scaled(row.params, 1e6), 2),
@@ -97,11 +106,19 @@ def main_columns(metrics: Sequence[str]) -> list[Column]:
         Column("p50 [ms]", lambda row: row.latency_p50_ms),
         Column("p90 [ms]", lambda row: row.latency_p90_ms),
         Column("Memory [MB]", lambda row: row.peak_memory_mb, 0),
+        *(_STEP if any(row.step_ms is not None for row in rows) else ()),
         *(ap_column(name, _short(name, shared)) for name in metrics),
     ]
     if len(metrics) > 1:
-        columns.append(Column("Mean AP", lambda row: mean_ap(row, metrics), 2, is_cost=False))
+        mean = Column("Mean AP", lambda row: mean_ap(row, metrics), 2, False, lambda row: row.ap_spread.get(MEAN))
+        columns.append(mean)
     return columns
+
+
+_STEP = (
+    Column("Step [ms]", lambda row: row.step_ms, 0),
+    Column("Step [MB]", lambda row: row.step_memory_mb, 0),
+)
 
 
 def _short(metric: str, shared: str) -> str:

@@ -73,7 +73,7 @@ def _folded(title: str, body: str) -> str:
 
 
 def _comparison(report: Report) -> str:
-    columns = main_columns(headline_metrics(report.rows, report.headline_metrics))
+    columns = main_columns(headline_metrics(report.rows, report.headline_metrics), report.rows)
     head = _cells("th", ["Model", *(column.title for column in columns)])
     return _section("Comparison", _table(f"<tr>{head}</tr>", _body(report.rows, columns)))
 
@@ -113,7 +113,8 @@ def _body(rows: Sequence[ReportRow], columns: Sequence[Column]) -> list[str]:
     figures = [_figures(rows, column) for column in columns]
     lines = []
     for index, row in enumerate(rows):
-        note = f"<small>{escape(row.note)}</small>" if row.note else ""
+        words = ", ".join(text for text in (row.config, row.note) if text)
+        note = f"<small>{escape(words)}</small>" if words else ""
         cells = "".join(column[index] for column in figures)
         lines.append(f'<tr><th scope="row">{escape(row.name)}{note}</th>{cells}</tr>')
     return lines
@@ -122,7 +123,7 @@ def _body(rows: Sequence[ReportRow], columns: Sequence[Column]) -> list[str]:
 def _figures(rows: Sequence[ReportRow], column: Column) -> list[str]:
     best = column.best(rows)
     texts = [column.text(row) for row in rows]
-    return [f'<td class="best">{text}</td>' if text == best else f"<td>{text}</td>" for text in texts]
+    return [f'<td class="best">{text}</td>' if text in best else f"<td>{text}</td>" for text in texts]
 
 
 def _cells(tag: str, texts: Iterable[str]) -> str:

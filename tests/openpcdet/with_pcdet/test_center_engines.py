@@ -135,6 +135,21 @@ def test_a_center_teacher_of_one_stage_teaches_by_soft_targets_alike(both, compa
     assert_same_gradients(theirs, ours)
 
 
+def test_graphs_of_voxels_teach_a_student_of_centers_alike(both, compact):
+    theirs, ours, config = compact(True, "MODEL.DISTILL.METHOD", "PointDistiller")
+    teacher = build_teacher(config, both.geometry, torch.device("cpu"))
+    step = TrainingStep(ours, teacher, distill_config(config))
+    step.distiller.load_state_dict(theirs.projectors.module.state_dict())
+    losses, logged, _ = theirs(both.batch_dict())
+    wanted = step(both.batch())
+    assert logged["distill_loss"] == pytest.approx(wanted["distill_loss"].item(), rel=1e-4)
+    assert logged["distill_loss"] > 1e-2
+    losses["loss"].backward()
+    sum(wanted.values()).backward()
+    del theirs.projectors
+    assert_same_gradients(theirs, ours)
+
+
 @pytest.mark.parametrize("delta", [0.0, 0.3, 0.999])
 def test_the_mask_leaves_the_same_detections(both, compact, delta):
     theirs, ours, _ = compact(False, "MODEL.POST_PROCESSING.IOU_REFINEMENT.DELTA", delta)

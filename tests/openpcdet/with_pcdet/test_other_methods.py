@@ -8,12 +8,18 @@ from copy import deepcopy
 import pytest
 import torch
 from both_engines import UNTIED, assert_same_gradients, tensors_of
+from easydict import EasyDict
 from torch import nn
 
 from cakdp_ext.checkpoint import PROJECTORS, read_checkpoint
+from cakdp_ext.config import dump_config
+from cakdp_ext.datasets import collate
 from cakdp_ext.distillation import DistillMethod, DistillOutput, MapProjector, register_method
 from cakdp_ext.distillation import methods as methods_module
 from cakdp_ext.engine.build import build_student
+from cakdp_ext.engine.data import build_split
+from cakdp_ext.openpcdet.batches import to_batch_dict
+from cakdp_ext.openpcdet.build import as_dataset
 from cakdp_ext.openpcdet.guards import LoadingGuard
 from cakdp_ext.types import Role
 
@@ -115,6 +121,78 @@ def test_vanilla_kd_teaches_alike_in_both_engines(both, box_weight):
     losses["loss"].backward()
     sum(wanted.values()).backward()
     assert_same_gradients(theirs, ours)
+
+
+@pytest.mark.parametrize("scale", ["encoded", "x_conv2"])
+def test_graphs_of_voxels_teach_alike_in_both_engines(both, scale):
+    changes = ("MODEL.DISTILL", f"{{METHOD: PointDistiller, SCALE: {scale}, NUM_VOXELS: 60, NUM_NEIGHBORS: 5}}")
+    theirs = both.student(*changes)
+    step, ours = both.step(theirs, *changes)
+    step.distiller.load_state_dict(theirs.projectors.module.state_dict())
+    losses, logged, _ = theirs(both.batch_dict(*UNTIED))
+    wanted = step(both.batch(*UNTIED))
+    assert logged["distill_loss"] == pytest.approx(wanted["distill_loss"].item(), rel=1e-4)
+    assert logged["distill_loss"] > 1e-2
+    assert logged["num_representatives"] == 60
+    losses["loss"].backward()
+    sum(wanted.values()).backward()
+    made = dict(theirs.projectors.module.named_parameters())
+    for name, parameter in step.distiller.named_parameters():
+        torch.testing.assert_close(made[name].grad, parameter.grad, rtol=1e-3, atol=1e-6)
+    del theirs.projectors
+    assert_same_gradients(theirs, ours)
+
+
+PILLARS = {
+    "VFE": {"NAME": "PillarVFE", "WITH_DISTANCE": False, "USE_ABSLOTE_XYZ": True, "USE_NORM": True, "NUM_FILTERS": [8]},
+    "BACKBONE_3D": None,
+    "MAP_TO_BEV": {"NAME": "PointPillarScatter", "NUM_BEV_FEATURES": 8},
+}
+SIZE = [0.4, 0.4, 4]
+
+
+def pillars_of(both, name, width=8):
+    """Make a YAML's networks of pillars, whose features stand for the points."""
+    config = both.config(name)
+    config.MODEL.pop("PRUNING", None)
+    config.DATA_CONFIG.DATA_PROCESSOR[-1].VOXEL_SIZE = SIZE
+    config.MODEL.update(deepcopy(EasyDict(PILLARS)))
+    config.MODEL.VFE.NUM_FILTERS = [width]
+    config.MODEL.MAP_TO_BEV.NUM_BEV_FEATURES = width
+    config.MODEL.BACKBONE_2D.LAYER_STRIDES = [1, 2]
+    for anchors in config.MODEL.DENSE_HEAD.ANCHOR_GENERATOR_CONFIG:
+        anchors.feature_map_stride = 1
+    return config
+
+
+def test_pillars_are_taught_by_graphs_of_pillars(both, openpcdet, tmp_path):
+    from pcdet.models import build_network
+
+    teacher = pillars_of(both, "second", width=12)
+    frames = build_split(teacher, "val")
+    dataset = as_dataset(teacher.CLASS_NAMES, frames.geometry)
+    torch.manual_seed(0)
+    network = build_network(model_cfg=teacher.MODEL, num_class=3, dataset=dataset)
+    torch.save({"model_state": network.state_dict()}, tmp_path / "teacher.pth")
+    (tmp_path / "teacher.yaml").write_text(dump_config(teacher), encoding="utf-8")
+    student = pillars_of(both, "second_cakdp")
+    source = {"CFG": str(tmp_path / "teacher.yaml"), "CKPT": str(tmp_path / "teacher.pth")}
+    student.MODEL.DISTILL = {"TEACHER": source, "METHOD": "PointDistiller", "SCALE": "voxels", "NUM_VOXELS": 30}
+    dataset.training = True
+    model = build_network(model_cfg=student.MODEL, num_class=3, dataset=dataset).train()
+    batch = collate([frames[0], frames[1]])
+    losses, logged, _ = model(to_batch_dict(batch))
+    assert logged["num_representatives"] == 30
+    assert logged["distill_loss"] > 1e-2
+    losses["loss"].backward()
+    method = model.projectors.module.methods["PointDistiller"]
+    assert [layer.center.in_features for layer in (method.student_graphs, method.teacher_graphs)] == [8, 12]
+    assert model.vfe.pfn_layers[0].linear.weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        shown = model.eval().encode(batch, frozenset({Role.VOXELS})).taps.voxels
+    assert torch.equal(shown.num_points, batch.voxel_num_points.long())
+    assert torch.equal(shown.coords, batch.voxel_coords.long())
+    assert shown.features.shape == (len(batch.voxels), 8)
 
 
 def test_a_teacher_of_one_stage_teaches_whoever_does_not_ask_for_the_second(both):
