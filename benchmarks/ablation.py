@@ -1,5 +1,8 @@
 """Do the paper's trends hold at small scale? Its ablations (Tables 6-8, Figure 6) on generated scenes, several seeds.
 
+``--tables sets`` asks first whether the scores choose well at all: the filters that CaPr keeps against as many drawn at
+random and against those with the smallest scores, fine-tuned alike, without a teacher.
+
 Run it after ``make demo``: ``python benchmarks/ablation.py --seeds 0 1 2`` (hours), or some of it:
 ``--tables 6 --epochs 2``. It trains a teacher for longer than the demo does, then every variant from the demo's student
 and its scores, and prints the mean over classes of the moderate 3D AP (R40), each table's paper figures beside it. A
@@ -13,8 +16,11 @@ import os
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from cakdp_ext.config import load_config
 from cakdp_ext.engine.cli import run_command
@@ -23,6 +29,7 @@ from cakdp_ext.engine.distributed import barrier, workers
 from cakdp_ext.engine.runs import RunFolder, logging_to
 from cakdp_ext.engine.train import TrainRequest
 from cakdp_ext.engine.trials import run_trial, spread
+from cakdp_ext.pruning import load_scores, save_scores
 
 ROOT = Path(__file__).resolve().parents[1]
 PROPR = ["MODEL.PRUNING", "{CRITERION: ProPr, KEEP_RATIO: 0.62}"]
@@ -35,6 +42,8 @@ TRAININGS = {
     "capr": ("second_pruned", []),
     "propr": ("second_pruned", PROPR),
     "rv_capr": ("second_pruned", ["MODEL.PRUNING", "{CRITERION: RV-CaPr}"]),
+    "random_set": ("second_pruned", []),
+    "reversed_set": ("second_pruned", ["MODEL.PRUNING", "{CRITERION: RV-CaPr-global}"]),
     "rd_capr": ("second_pruned", ["MODEL.PRUNING.INITIAL_WEIGHTS", "random"]),
     "capr_kd": ("second_cakdp", NO_IOU_HEAD),
     "capr_iou": ("second_cakdp", NO_TEACHER),
@@ -58,6 +67,11 @@ class Row(NamedTuple):
 
 
 TABLES = {
+    "sets": [
+        Row("CaPr", "capr", None),
+        Row("random set", "random_set", None),
+        Row("reversed set", "reversed_set", None),
+    ],
     "6": [
         Row("ProPr", "propr", 65.38),
         Row("RV-CaPr", "rv_capr", 56.62),
@@ -87,6 +101,7 @@ TABLES = {
     ],
 }
 TRENDS = {
+    "sets": [("CaPr", "random set"), ("CaPr", "reversed set")],
     "6": [("CaPr", "ProPr"), ("CaPr", "RD-CaPr"), ("ProPr", "RV-CaPr")],
     "7": [("IoU mask", "no IoU head"), ("no IoU head", "rescored by IoU")],
     "8": [(better, "ProPr") for better in ("ProPr, CaKD", "ProPr, IoU", "CaPr")]
@@ -116,7 +131,8 @@ def main(argv=None):
 
 def study(args, place):
     """Train what is not there yet, and print the tables."""
-    teacher, results = train_teacher(args, place), {}
+    has_teacher = any(needs_teacher(row.training) for table in args.tables for row in TABLES[table])
+    teacher, results = train_teacher(args, place) if has_teacher else "", {}
     for seed in args.seeds:
         for table in args.tables:
             for row in TABLES[table]:
@@ -126,6 +142,11 @@ def study(args, place):
                     tell(place, f"seed {seed}  {row.label:<18} {line(results[key])}")
     for table in args.tables if place.is_main else ():
         report(table, args.seeds, results)
+
+
+def needs_teacher(training):
+    stem, changes = TRAININGS[training]
+    return stem == "second_cakdp" and "MODEL.DISTILL" not in changes
 
 
 def train_teacher(args, place):
@@ -142,18 +163,30 @@ def train_row(args, row, seed, teacher, place):
     """Cut, train and test one row unless that stands; give the classes' APs."""
     stem, changes = TRAININGS[row.training]
     cfg = f"cfgs/{args.folder}/{stem}.yaml"
-    if stem == "second_cakdp" and "MODEL.DISTILL" not in changes:
+    if needs_teacher(row.training):
         changes = ["MODEL.DISTILL.TEACHER.CKPT", teacher, *changes]
     if row.refinement:
         changes = [*changes, "MODEL.POST_PROCESSING.IOU_REFINEMENT.MODE", row.refinement]
     scores = args.scores or f"output/{args.folder}/second_cakdp/default/scores.npz"
-    config = load_config(cfg, ["MODEL.PRUNING.SCORES", scores, *changes])
     run = RunFolder.of(cfg, f"{row.training}_seed{seed}")
+    if row.training == "random_set":
+        scores = drawn_scores(scores, run.path / "drawn.npz", seed, place)
+    config = load_config(cfg, ["MODEL.PRUNING.SCORES", scores, *changes])
     with logging_to(run.path, "train", place.is_main):
         ensure_plan(config, run, place, 1)
         barrier()
         request = TrainRequest(4, args.epochs, num_workers=1, seed=seed)
         return moderate(run_trial(config, run, place, request, tag=row.refinement or "default"))
+
+
+def drawn_scores(scores, file, seed, place):
+    """Write scores of the same filters that are drawn at random, and give the file."""
+    if place.is_main and not file.is_file():
+        draw, found = np.random.default_rng(seed), load_scores(scores)
+        values = {name: draw.random(len(each)) for name, each in found.values.items()}
+        save_scores(file, replace(found, values=values, frame_ids=()))
+    barrier()
+    return str(file)
 
 
 def report(table, seeds, results):
@@ -162,9 +195,8 @@ def report(table, seeds, results):
         row.label: [statistics.mean(results[row.training, row.refinement, seed].values()) for seed in seeds]
         for row in TABLES[table]
     }
-    print(
-        f"\n{'Figure 6' if table == 'fig6' else f'Table {table}':<24}{'mean':>8}{'spread':>8}{'paper':>8}   each seed"
-    )
+    title = {"fig6": "Figure 6", "sets": "What is kept"}.get(table, f"Table {table}")
+    print(f"\n{title:<24}{'mean':>8}{'spread':>8}{'paper':>8}   each seed")
     for row in TABLES[table]:
         each = means[row.label]
         paper = "-" if row.paper is None else f"{row.paper:.2f}"
