@@ -5,6 +5,7 @@ from cakdp_ext.distillation.classes import class_order, require_same_classes, to
 from cakdp_ext.distillation.comparison import Samples, compare
 from cakdp_ext.distillation.config import DistillConfig, MethodChoice, SkdConfig
 from cakdp_ext.distillation.distiller import Distiller, Taught, build_methods, roles_of
+from cakdp_ext.distillation.general_instance import GeneralInstanceKD
 from cakdp_ext.distillation.matching import SiteMatch, check_sites, match_sites, rois_at
 from cakdp_ext.distillation.methods import DistillMethod, DistillOutput, Lesson, find_method, register_method
 from cakdp_ext.distillation.projector import MapProjector, RowProjector
@@ -21,6 +22,7 @@ __all__ = [
     "DistillOutput",
     "Distiller",
     "FrozenTeacher",
+    "GeneralInstanceKD",
     "JointKD",
     "Lesson",
     "MapProjector",
