@@ -97,7 +97,8 @@ class GeneralInstanceKD(DistillMethod):
     * Boxes: smooth L1 of what the heads regress, an anchor's heading by the sine of the difference; of a head of
       several parts the one of the instance's class.
     * ``NUM_INSTANCES``, ``INSTANCE_NMS_THRESH`` and ``FEATURE_WEIGHT`` are the paper's. Its other weights belong to
-      sums that are means here; those here make the terms about equally large on the generated scenes.
+      sums that are means here; those here make features and relations equally large at the start of a training on the
+      generated scenes (0.14 and 0.15, beside 2.8 for the responses and 3.1 for the task).
     * All terms are averaged over the frames of a batch.
 
     Source: Dai et al., General Instance Distillation for Object Detection (CVPR 2021).

@@ -7,13 +7,16 @@ from copy import deepcopy
 
 import pytest
 import torch
+import yaml
 from both_engines import UNTIED, assert_same_gradients, tensors_of
+from random_cut import randomize_norms
 from torch import nn
 
-from cakdp_ext.checkpoint import PROJECTORS, read_checkpoint
+from cakdp_ext.checkpoint import PROJECTORS, read_checkpoint, write_checkpoint
 from cakdp_ext.distillation import DistillMethod, DistillOutput, MapProjector, register_method
 from cakdp_ext.distillation import methods as methods_module
-from cakdp_ext.engine.build import build_student
+from cakdp_ext.engine.build import build_full, build_student, build_teacher, distill_config
+from cakdp_ext.engine.step import TrainingStep
 from cakdp_ext.openpcdet.guards import LoadingGuard
 from cakdp_ext.types import Role
 
@@ -74,7 +77,6 @@ def test_anchor_detectors_show_the_same(both, name):
 def test_center_detectors_show_the_same(both, openpcdet):
     from pcdet.models import detectors
 
-    from cakdp_ext.engine.build import build_full
     from cakdp_ext.openpcdet.faces import with_faces
 
     config = both.config("centerpoint")
@@ -101,20 +103,58 @@ def test_a_teacher_runs_no_module_that_is_not_asked_for(both):
         assert ran == stages[:count], role
 
 
-@pytest.mark.parametrize("box_weight", [0.0, 0.5])
-def test_vanilla_kd_teaches_alike_in_both_engines(both, box_weight):
-    method = f"[{{NAME: VanillaKD, BOX_WEIGHT: {box_weight}}}]"
-    changes = ("MODEL.DISTILL", f"{{METHOD: {method}}}")
+METHODS = {
+    "VanillaKD": "{NAME: VanillaKD}",
+    "VanillaKD with boxes": "{NAME: VanillaKD, BOX_WEIGHT: 0.5}",
+    "GID": "{NAME: GID, FEATURE_WEIGHT: 0.1}",
+    "GID without maps": "{NAME: GID, FEATURE_WEIGHT: 0.0, RELATION_WEIGHT: 0.0}",
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_of_others_teach_alike_in_both_engines(both, name):
+    changes = ("MODEL.DISTILL", f"{{METHOD: [{METHODS[name]}]}}")
     theirs = both.student(*changes)
     step, ours = both.step(theirs, *changes)
+    if step.distiller.is_trained:
+        step.distiller.load_state_dict(theirs.projectors.module.state_dict())
     losses, logged, _ = theirs(both.batch_dict(*UNTIED))
     wanted = step(both.batch(*UNTIED))
     assert logged["distill_loss"] == pytest.approx(wanted["distill_loss"].item(), rel=1e-4)
     assert logged["distill_loss"] > 1e-4
-    assert "num_representatives" not in logged
+    assert ("num_representatives" in logged) == name.startswith("GID")
     losses["loss"].backward()
     sum(wanted.values()).backward()
+    if step.distiller.is_trained:
+        del theirs.projectors
     assert_same_gradients(theirs, ours)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_of_others_teach_center_heads_alike(both, openpcdet, name, tmp_path):
+    config = both.config("centerpoint")
+    torch.manual_seed(0)
+    model = build_full(config, both.geometry)
+    randomize_norms(model)
+    write_checkpoint(tmp_path / "ckpt" / "checkpoint_epoch_1.pth", model, {"epoch": 1})
+    config.MODEL.NAME = "CenterPointCaKDP"
+    config.MODEL.DISTILL = {
+        "TEACHER": {"CFG": both.world.cfg("centerpoint"), "CKPT": str(tmp_path)},
+        "METHOD": [yaml.safe_load(METHODS[name])],
+    }
+    torch.manual_seed(1)
+    theirs = both.theirs(config, training=True)
+    ours = build_student(config, both.geometry, None).model
+    ours.load_state_dict(tensors_of(theirs))
+    teacher = build_teacher(config, both.geometry, torch.device("cpu"))
+    step = TrainingStep(ours.train(), teacher, distill_config(config))
+    losses, logged, _ = theirs(both.batch_dict(*UNTIED))
+    wanted = step(both.batch(*UNTIED))
+    assert logged["distill_loss"] == pytest.approx(wanted["distill_loss"].item(), rel=1e-3)
+    assert logged["distill_loss"] > 1e-4
+    losses["loss"].backward()
+    sum(wanted.values()).backward()
+    assert_same_gradients(theirs, ours, tolerance=1e-3)
 
 
 def test_a_teacher_of_one_stage_teaches_whoever_does_not_ask_for_the_second(both):
