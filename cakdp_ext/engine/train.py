@@ -27,7 +27,7 @@ from cakdp_ext.engine.runs import LOG, RunFolder
 from cakdp_ext.engine.schedule import OptimizationConfig
 from cakdp_ext.engine.step import TrainingStep
 from cakdp_ext.engine.trainer import Trainer, TrainOptions
-from cakdp_ext.pruning import criterion_of, load_plan, plan_to_dict
+from cakdp_ext.pruning import criterion_of, load_plan, plan_to_dict, read_width, width_entry
 from cakdp_ext.types import Batch, LidarGeometry, PruningPlan
 
 
@@ -97,7 +97,7 @@ def train(config: EasyDict, run: RunFolder, place: Workers, request: TrainReques
     loader, sampler = training_loader(
         dataset, place, batch_size=batch_size, num_workers=request.num_workers, seed=request.seed
     )
-    extra: dict[str, Any] = {"settings": identity_of(config, request)}
+    extra: dict[str, Any] = {"settings": identity_of(config, request), **width_entry(read_width(config.MODEL))}
     if student.plan:
         extra["pruning"] = plan_to_dict(student.plan)
     trainer = Trainer(step, loader, sampler, place, run, optimization, options, extra, forward)

@@ -23,8 +23,11 @@ from cakdp_ext.pruning import (
     cut_student_,
     inherit_weights,
     load_plan,
+    narrow_,
     plan_from_dict,
     plan_to_dict,
+    read_width,
+    require_width,
 )
 from cakdp_ext.refinement import IoURefinement
 from cakdp_ext.taps import Taps
@@ -34,7 +37,7 @@ _CURE = "use the YAML it was trained with"
 
 
 class CaKDPStudent(DetectorFaces):
-    """Mixin in front of a one-stage class of OpenPCDet's that obeys ``MODEL.PRUNING`` and ``MODEL.DISTILL``.
+    """Mixin in front of a one-stage class of OpenPCDet's that obeys ``MODEL.WIDTH``, ``PRUNING`` and ``DISTILL``.
 
     The plan is applied when the detector is built, so that OpenPCDet's optimizer, loops and logs see a plain, smaller
     network. Checkpoints carry it. The teacher is no submodule: it is in no checkpoint, no optimizer, no broadcast. The
@@ -48,6 +51,7 @@ class CaKDPStudent(DetectorFaces):
     Attributes:
         is_student: tells it from OpenPCDet's own detectors, which pass over our sections of MODEL.
         has_centers: whether it reads a CenterHead; else an AnchorHeadSingle.
+        width: MODEL.WIDTH, which it was built with; None at full width.
 
     Raises:
         ConfigError: where MODEL cannot be used, or the teacher cannot teach this student.
@@ -72,6 +76,10 @@ class CaKDPStudent(DetectorFaces):
         )
         if post_processing.get("IOU_REFINEMENT"):
             self.iou_refinement.require_branch(has_iou_branch(self.dense_head), type(self.dense_head).__name__)
+        self.width = read_width(model_cfg)
+        if self.width is not None:
+            self.to(home_of(self.dense_head))  # type: ignore[attr-defined]
+            narrow_(self, self.width, self.geometry)  # type: ignore[arg-type]
         self._prune(model_cfg.get("PRUNING"), dataset)
         if model_cfg.get("DISTILL") and dataset.training:
             self._distillation = Distillation.of(model_cfg["DISTILL"], dataset)
@@ -214,7 +222,9 @@ class CaKDPStudent(DetectorFaces):
     def _naming(self, filename: Any, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Load a file; keep a refusal for the next training step, in case that OpenPCDet's resume swallows it."""
         try:
-            self._file_plan = read_checkpoint(filename).get("pruning")
+            content = read_checkpoint(filename)
+            require_width(content, self.width, filename)
+            self._file_plan = content.get("pruning")
             result = load(filename, *args, **kwargs)
         except Exception as error:
             text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"

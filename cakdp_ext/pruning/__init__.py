@@ -8,6 +8,7 @@ what matters        ``score_filters`` -> ``FilterScores``; ``import_score_table`
 what stays          ``plan_from_scores``, ``proportional_plan`` -> ``PruningPlan``; ``PruningConfig`` is MODEL.PRUNING
 the cut             ``apply_plan`` (a new network), ``apply_plan_`` (in place), ``masked`` (as if cut)
 a student           ``channel_graph``, ``inherit_weights``, ``cut_student_`` for detectors that ``predict_dense``
+born narrow         ``read_width``, ``narrow_``: MODEL.WIDTH; ``width_entry``, ``require_width`` for checkpoints
 on disk             ``save_scores``, ``load_scores``, ``save_plan``, ``load_plan``, ``plan_to_dict``, ``plan_from_dict``
 what belongs        ``model_fingerprint`` (weights), ``architecture_fingerprint`` (names and shapes)
 what it costs       ``count_parameters``, ``count_macs``, ``count_macs_by``, ``measure_latency``, ``peak_memory``
@@ -54,6 +55,7 @@ from cakdp_ext.pruning.students import (
     require_match,
 )
 from cakdp_ext.pruning.surgery import apply_plan, apply_plan_, masked, removed_filters
+from cakdp_ext.pruning.width import WidthConfig, narrow_, read_width, require_width, width_entry, width_plan
 
 __all__ = [
     "CAPR",
@@ -71,6 +73,7 @@ __all__ = [
     "ProducerLayer",
     "PruningConfig",
     "Slot",
+    "WidthConfig",
     "apply_plan",
     "apply_plan_",
     "architecture_fingerprint",
@@ -90,15 +93,20 @@ __all__ = [
     "masked",
     "measure_latency",
     "model_fingerprint",
+    "narrow_",
     "peak_memory",
     "plan_from_dict",
     "plan_from_scores",
     "plan_to_dict",
     "proportional_plan",
+    "read_width",
     "removed_filters",
     "require_match",
+    "require_width",
     "save_plan",
     "save_scores",
     "score_filters",
     "trace_channels",
+    "width_entry",
+    "width_plan",
 ]

@@ -66,7 +66,7 @@ def least_of_each_layer(values: np.ndarray, graph: ChannelGraph, kept: Collectio
     Source: CaKDP (Zhang et al., CVPR 2024), RV-CaPr of section 5.2 at the costs of Table 6, which are CaPr's.
     """
     chosen: set[int] = set()
-    for numbers in _alike(graph):
+    for numbers in alike(graph):
         count = sum(number in kept for number in numbers)
         chosen.update(sorted(numbers, key=lambda number: values[number])[:count])
     return chosen
@@ -87,14 +87,14 @@ def same_share_of_each_layer(graph: ChannelGraph, keep_ratio: float, min_filters
         tells one filter of a layer from another.
     """
     kept: set[int] = set()
-    for numbers in _alike(graph):
+    for numbers in alike(graph):
         kept.update(numbers[: max(int(keep_ratio * len(numbers)), min(min_filters, len(numbers)))])
     return kept
 
 
-def _alike(graph: ChannelGraph) -> list[list[int]]:
+def alike(graph: ChannelGraph) -> list[list[int]]:
     """Sort the groups by the layers that they are of: one list a layer, or a set of layers that sums tie together."""
-    alike: dict[frozenset[str], list[int]] = defaultdict(list)
+    found: dict[frozenset[str], list[int]] = defaultdict(list)
     for number, group in enumerate(graph.groups):
-        alike[frozenset(layer for layer, _ in group)].append(number)
-    return list(alike.values())
+        found[frozenset(layer for layer, _ in group)].append(number)
+    return list(found.values())

@@ -131,7 +131,7 @@ def plan_from_scores(
     kept.update(rest[: quota - len(kept)])
     if criterion == RV_CAPR:
         kept = least_of_each_layer(values, graph, kept)
-    return _plan(graph, kept, {
+    return plan_of_groups(graph, kept, {
         "criterion": criterion,
         "keep_ratio": float(keep_ratio),
         "min_filters": min_filters,
@@ -167,7 +167,7 @@ def proportional_plan(
     _require_ratio(keep_ratio)
     kept = same_share_of_each_layer(graph, keep_ratio, min_filters)
     origin = {"criterion": PROPR, "keep_ratio": float(keep_ratio), "min_filters": min_filters}
-    return _plan(graph, kept, {**origin, **(source or {})})
+    return plan_of_groups(graph, kept, {**origin, **(source or {})})
 
 
 def _require_scores(scores: FilterScores, graph: ChannelGraph) -> None:
@@ -197,8 +197,13 @@ def _guaranteed(ranked: Sequence[int], graph: ChannelGraph, min_filters: int) ->
     return kept
 
 
-def _plan(graph: ChannelGraph, kept: Iterable[int], source: Mapping[str, Any]) -> PruningPlan:
+def plan_of_groups(graph: ChannelGraph, kept: Iterable[int], source: Mapping[str, Any]) -> PruningPlan:
     """Write down which filters the kept groups are, and what was decided how often.
+
+    Args:
+        graph: of the network that is cut.
+        kept: numbers of the groups that stay.
+        source: what reports shall say about the plan's origin; ``keep_ratio`` is named in errors.
 
     Raises:
         ValueError: naming a layer that is left with no filter.
