@@ -108,7 +108,7 @@ class VanillaKD(DistillMethod):
         """Give the weighted terms ``(B, A, P)`` of the boxes of every part."""
         order = part_order(student.boxes, teacher.boxes)
         codes = matched_rows(student.sites, teacher.sites, teacher.boxes.values)[:, :, order]
-        score = _score_of_parts(targets.sigmoid(), student.boxes, student.sites)
+        score = weights_of_parts(targets.sigmoid(), student.boxes, student.sites)
         weight = score.where(score > self.config.positive_thresh, 0)
         return weight * box_terms(student.boxes.values, codes, is_residual=student.sites.anchors is not None)
 
@@ -193,8 +193,8 @@ def part_order(student: BoxCodes, teacher: BoxCodes) -> list[int]:
     return [theirs.index(part) for part in ours]
 
 
-def _score_of_parts(scores: Tensor, boxes: BoxCodes, sites: PredictionSites) -> Tensor:
-    """Give the best score ``(B, A, P)`` of the classes of every part."""
+def weights_of_parts(scores: Tensor, boxes: BoxCodes, sites: PredictionSites) -> Tensor:
+    """Give the highest ``(B, A, P)`` that ``scores (B, A, C)`` has among the classes of every part of a head."""
     if len(boxes.parts) == 1:
         return scores.amax(dim=2, keepdim=True)
     rows = [[sites.class_names.index(name) for name in part] for part in boxes.parts]

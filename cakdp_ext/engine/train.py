@@ -92,6 +92,8 @@ def train(config: EasyDict, run: RunFolder, place: Workers, request: TrainReques
         load_weights(student.model, read_checkpoint(file)["model_state"], file)
     student.model.to(place.device)
     step = TrainingStep(student.model, build_teacher(config, dataset.geometry, place.device), distill)
+    if not (request.pretrained_model or _inherits(config)):
+        step.start_from_teacher(dataset.geometry)
     forward = _wrapped(step, place, request.sync_bn)
     torch.manual_seed(request.seed + 1 + place.rank)
     loader, sampler = training_loader(
@@ -108,6 +110,12 @@ def train(config: EasyDict, run: RunFolder, place: Workers, request: TrainReques
     _announce(config, student, dataset.geometry, trainer)
     trainer.fit()
     return student
+
+
+def _inherits(config: EasyDict) -> bool:
+    """Tell whether the student begins with the weights of a trained one that was cut."""
+    pruning = pruning_config(config)
+    return pruning is not None and pruning.initial_weights == "inherited"
 
 
 def identity_of(config: EasyDict, request: TrainRequest) -> dict[str, str]:

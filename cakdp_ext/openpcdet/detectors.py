@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cakdp_ext.checkpoint import PLAN_KEY, CheckpointError, load_weights, pack_plan, read_checkpoint, unpack_plan
 from cakdp_ext.config import ConfigError, from_node
-from cakdp_ext.openpcdet.batches import to_batch
+from cakdp_ext.openpcdet.batches import to_batch, with_targets
 from cakdp_ext.openpcdet.center_heads import assign_by_part
 from cakdp_ext.openpcdet.dense import has_iou_branch, home_of, is_center_head
 from cakdp_ext.openpcdet.faces import DetectorFaces
@@ -31,7 +31,7 @@ from cakdp_ext.pruning import (
 )
 from cakdp_ext.refinement import IoURefinement
 from cakdp_ext.taps import Taps
-from cakdp_ext.types import Batch, PruningPlan
+from cakdp_ext.types import Batch, EncodedScene, PruningPlan
 
 _CURE = "use the YAML it was trained with"
 
@@ -64,6 +64,7 @@ class CaKDPStudent(DetectorFaces):
     _distillation: Distillation | None = None
     _scene: Batch | None = None
     _seen: Mapping[str, Any] | None = None
+    _encoded: EncodedScene | None = None
     _refused: CheckpointError | None = None
     _file_plan: Mapping[str, Any] | None = None
 
@@ -83,6 +84,10 @@ class CaKDPStudent(DetectorFaces):
         self._prune(model_cfg.get("PRUNING"), dataset)
         if model_cfg.get("DISTILL") and dataset.training:
             self._distillation = Distillation.of(model_cfg["DISTILL"], dataset)
+            if (model_cfg.get("PRUNING") or {}).get(
+                "INITIAL_WEIGHTS", "inherited"
+            ) != "inherited" or self._plan is None:
+                self._distillation.start(self)
             self._distillation.prepare(self)
 
     def _check_head(self) -> None:
@@ -134,12 +139,14 @@ class CaKDPStudent(DetectorFaces):
             raise self._refused
         if not self.training or self._distillation is None:
             return super().forward(batch)
-        self._scene = batch if isinstance(batch, Batch) else to_batch(batch)
+        scene, distiller = batch if isinstance(batch, Batch) else to_batch(batch), self._distillation.distiller
+        self._scene, self._encoded = scene, distiller.look(scene)
+        batch = with_targets(batch, scene, distiller.targets(scene, self._encoded, self.sites))
         try:
             with watching(self.dense_head) as self._seen:
                 return super().forward(batch)
         finally:
-            self._scene = self._seen = None
+            self._scene = self._seen = self._encoded = None
 
     def get_training_loss(self) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
         """Give the task loss and, under a teacher, Eq. 7 with what it is made of."""
@@ -147,7 +154,7 @@ class CaKDPStudent(DetectorFaces):
             return super().get_training_loss()  # type: ignore[misc]
         shown = self._shown(self._distillation)
         loss, logged, messages = super().get_training_loss()  # type: ignore[misc]
-        taught = self._distillation.distiller(self._scene, shown)
+        taught = self._distillation.distiller(self._scene, shown, self._encoded)
         losses = {"distill_loss": taught.loss, **taught.losses}
         logged = {**logged, **{name: value.item() for name, value in losses.items()}}
         if taught.num_representatives is not None:

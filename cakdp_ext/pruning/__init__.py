@@ -9,6 +9,7 @@ what stays          ``plan_from_scores``, ``proportional_plan`` -> ``PruningPlan
 the cut             ``apply_plan`` (a new network), ``apply_plan_`` (in place), ``masked`` (as if cut)
 a student           ``channel_graph``, ``inherit_weights``, ``cut_student_`` for detectors that ``predict_dense``
 born narrow         ``read_width``, ``narrow_``: MODEL.WIDTH; ``width_entry``, ``require_width`` for checkpoints
+taken over          ``guide_weights_``: a student's first weights from its teacher's filters
 on disk             ``save_scores``, ``load_scores``, ``save_plan``, ``load_plan``, ``plan_to_dict``, ``plan_from_dict``
 what belongs        ``model_fingerprint`` (weights), ``architecture_fingerprint`` (names and shapes)
 what it costs       ``count_parameters``, ``count_macs``, ``count_macs_by``, ``measure_latency``, ``peak_memory``
@@ -43,6 +44,7 @@ from cakdp_ext.pruning.cost import (
 )
 from cakdp_ext.pruning.criteria import CAPR, CRITERIA, PROPR, RANKED
 from cakdp_ext.pruning.graph import DEFAULT_SCOPE, ChannelGraph, Filter, ProducerLayer, Slot, trace_channels
+from cakdp_ext.pruning.guide import guide_weights_
 from cakdp_ext.pruning.plan import PruningConfig, criterion_of, plan_from_scores, proportional_plan
 from cakdp_ext.pruning.score import score_filters
 from cakdp_ext.pruning.students import (
@@ -85,6 +87,7 @@ __all__ = [
     "criterion_of",
     "cut_student_",
     "example_batch",
+    "guide_weights_",
     "import_score_table",
     "inherit_weights",
     "iou_branch",

@@ -78,3 +78,32 @@ def test_a_width_that_was_changed_is_no_place_to_go_on_from(trained, taught, che
     outcome = command("train", *argv(root, other, "--epochs", 2))
     assert "second_gid" in outcome.error
     assert "MODEL.WIDTH 0.5, now 0.75 is asked for" in outcome.error
+
+
+@pytest.mark.parametrize("choice", ["largest", "none"])
+def test_sparse_kd_trains_a_narrow_student_from_its_teachers_weights(trained, tmp_path, taught, choice):
+    method = {"METHOD": "SparseKD", "TEACHER_WEIGHTS": choice, "LABEL_THRESH": 0.05, "PIVOT_THRESH": 0.01}
+    cfg = narrow(trained, tmp_path, 0.5, "second_sparsekd", DISTILL={**method, "TEACHER": taught[2]})
+    outcome = command("train", *argv(tmp_path, cfg, "--num_epochs_to_eval", 0))
+    assert outcome.code == 0, outcome.err
+    run = tmp_path / "output" / "tiny" / "second_sparsekd" / "default"
+    log = "".join(path.read_text() for path in run.glob("train_*.log"))
+    assert ("the student starts from the teacher's weights" in log) == (choice == "largest")
+    assert all(value > 0 for _, value in scalars(run / "tensorboard")["train/distill_loss"])
+    content = read_checkpoint(run)
+    assert "distill_state" not in content
+    if choice == "largest":  # one short epoch at a low rate later
+        theirs = read_checkpoint(trained.run("voxel_rcnn").path)["model_state"]["backbone_3d.conv_input.0.weight"]
+        kept = theirs.abs().flatten(1).sum(dim=1).argsort(descending=True)[:8].sort().values
+        gap = (content["model_state"]["backbone_3d.conv_input.0.weight"] - theirs[kept]).abs().max()
+        assert gap < 0.01 < theirs[kept].abs().max()
+
+
+def test_a_training_from_other_weights_keeps_those(trained, tmp_path, taught, checkpoint):
+    cfg = narrow(trained, tmp_path, 0.5, "second_sparsekd", DISTILL={"METHOD": "SparseKD", "TEACHER": taught[2]})
+    outcome = command("train", *argv(tmp_path, cfg, "--num_epochs_to_eval", 0, "--pretrained_model", checkpoint))
+    assert outcome.code == 0, outcome.err
+    found = read_checkpoint(tmp_path / "output" / "tiny" / "second_sparsekd" / "default")["model_state"]
+    before = read_checkpoint(checkpoint)["model_state"]
+    key = "backbone_3d.conv_input.0.weight"
+    assert (found[key] - before[key]).abs().max() < 0.01

@@ -108,6 +108,8 @@ METHODS = {
     "VanillaKD with boxes": "{NAME: VanillaKD, BOX_WEIGHT: 0.5}",
     "GID": "{NAME: GID, FEATURE_WEIGHT: 0.1}",
     "GID without maps": "{NAME: GID, FEATURE_WEIGHT: 0.0, RELATION_WEIGHT: 0.0}",
+    "SparseKD": "{NAME: SparseKD, PIVOT_THRESH: 0.022, LABEL_THRESH: 0.026, TEACHER_WEIGHTS: none}",
+    "SparseKD around objects": "{NAME: SparseKD, PIVOT: gaussian, LABEL_THRESH: 0.026, TEACHER_WEIGHTS: none}",
 }
 
 
@@ -122,7 +124,7 @@ def test_methods_of_others_teach_alike_in_both_engines(both, name):
     wanted = step(both.batch(*UNTIED))
     assert logged["distill_loss"] == pytest.approx(wanted["distill_loss"].item(), rel=1e-4)
     assert logged["distill_loss"] > 1e-4
-    assert ("num_representatives" in logged) == name.startswith("GID")
+    assert ("num_representatives" in logged) == (name in ("GID", "GID without maps", "SparseKD"))
     losses["loss"].backward()
     sum(wanted.values()).backward()
     if step.distiller.is_trained:
@@ -155,6 +157,58 @@ def test_methods_of_others_teach_center_heads_alike(both, openpcdet, name, tmp_p
     losses["loss"].backward()
     sum(wanted.values()).backward()
     assert_same_gradients(theirs, ours, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("with_velocities", [False, True])
+def test_the_teachers_detections_join_the_objects_in_both_engines(both, with_velocities):
+    found = []
+    for labels in (True, False):
+        method = f"{{NAME: SparseKD, PIVOT: none, LABELS: {labels}, LABEL_THRESH: 0.026}}"
+        changes = ("MODEL.DISTILL", f"{{METHOD: [{method}]}}")
+        theirs = both.student(*changes)
+        step, _ = both.step(theirs, *changes)
+        batch, data = both.batch(*UNTIED), both.batch_dict(*UNTIED)
+        if with_velocities:
+            boxes = data["gt_boxes"]
+            data["gt_boxes"] = torch.cat([boxes[..., :7], torch.ones_like(boxes[..., :2]), boxes[..., 7:]], dim=2)
+        grown = step.distiller.targets(batch, step.distiller.look(batch), step.student.sites)
+        assert ((grown.gt_labels >= 0).sum() > (batch.gt_labels >= 0).sum()) == labels
+        given = []
+        theirs.dense_head.register_forward_pre_hook(lambda _, seen, given=given: given.append(seen[0]["gt_boxes"]))
+        losses, logged, _ = theirs(data)
+        assert torch.equal(given[0][..., :7], grown.gt_boxes)
+        assert torch.equal(given[0][..., -1], (grown.gt_labels + 1).float())
+        assert given[0].shape[2] == data["gt_boxes"].shape[2]
+        assert losses["loss"].item() == pytest.approx(sum(step(batch).values()).item(), rel=1e-4)
+        assert logged["distill_loss"] == 0
+        found.append(losses["loss"].item())
+    assert abs(found[0] - found[1]) > 1e-3
+
+
+@pytest.mark.parametrize("choice", ["largest", "first", "none"])
+def test_a_narrow_student_starts_from_its_teacher_alike_in_both_engines(both, choice):
+    config = both.config(
+        "second_cakdp", "MODEL.DISTILL", f"{{METHOD: [{{NAME: SparseKD, TEACHER_WEIGHTS: {choice}}}]}}"
+    )
+    config.MODEL.WIDTH = 0.5
+    del config.MODEL["PRUNING"]
+    torch.manual_seed(1)
+    theirs = both.theirs(config, training=True)
+    torch.manual_seed(2)
+    ours = build_student(config, both.geometry, None).model
+    step = TrainingStep(ours.train(), build_teacher(config, both.geometry, torch.device("cpu")), distill_config(config))
+    step.start_from_teacher(both.geometry)
+    same = {key for key, value in theirs.state_dict().items() if torch.equal(value, ours.state_dict()[key])}
+    weights = {key for key in theirs.state_dict() if key.startswith("backbone") and key.endswith("weight")}
+    convolutions = {key for key in weights if theirs.state_dict()[key].dim() > 1}
+    assert convolutions <= same if choice != "none" else not convolutions & same
+
+
+def test_a_student_that_inherited_its_weights_keeps_them(both):
+    weights = [both.student("MODEL.DISTILL", f"{{METHOD: [{{NAME: SparseKD, TEACHER_WEIGHTS: {choice}}}]}}")
+               for choice in ("largest", "none")]  # fmt: skip
+    one, other = (tensors_of(model) for model in weights)
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
 def test_a_teacher_of_one_stage_teaches_whoever_does_not_ask_for_the_second(both):
