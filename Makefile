@@ -7,7 +7,7 @@ KITTI ?= data/kitti
 
 ARCHS ?= $(filter 75 80 86 89 90 120,$(subst sm_,,$(shell nvcc --list-gpu-code 2>/dev/null)))
 
-.PHONY: help setup test test-cuda-on-cpu kernels lint demo study real clean
+.PHONY: help setup test test-cuda-on-cpu kernels lint demo study real pairs clean
 help:
 	@echo "make demo   set up, then compress a detector on generated scenes; report in output/synthetic/second_cakdp"
 	@echo "make test   set up, then run the tests"
@@ -15,6 +15,7 @@ help:
 	@echo "make kernels            compile the CUDA kernels with nvcc for ARCHS (sm_: $(ARCHS))"
 	@echo "make lint   formatting, lint, types"
 	@echo "make study  the paper's ablations on generated scenes over three seeds (hours)"
+	@echo "make pairs  a few steps of every student under every teacher on the KITTI frames in KITTI=$(KITTI) (minutes)"
 	@echo "make real   over-fit and compress on real KITTI frames in KITTI=$(KITTI) (hours on a CPU)"
 
 setup: $(READY)
@@ -55,3 +56,8 @@ study: setup
 
 real: setup
 	PYTHON=$(RUN)/python bash tools/few_frames.sh $(KITTI)
+
+pairs: setup
+	$(RUN)/python tools/make_infos.py --data_path $(KITTI)
+	$(RUN)/python benchmarks/pairs.py --cfg cfgs/kitti/*_cakdp.yaml cfgs/kitti/pairs/*_0.50.yaml \
+		--set DATA_CONFIG.DATA_PATH $(KITTI) DATA_CONFIG.NUM_HELD_OUT 0

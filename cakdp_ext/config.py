@@ -181,7 +181,7 @@ def from_node(cls: type[T], node: Mapping[str, Any] | None, where: str) -> T:
                 raise ConfigError(f"{key} of {where} is empty; give it a value, or leave it out where it has a default")
         elif hint is not None and isinstance(value, Mapping):
             values[name] = from_node(hint, value, f"{key} of {where}")  # type: ignore[arg-type]
-        elif hints[name] is float and isinstance(value, int | str) and not isinstance(value, bool):
+        elif hints[name] in (float, float | None) and isinstance(value, int | str) and not isinstance(value, bool):
             values[name] = _number_or(str(value))
         else:
             values[name] = tuple(value) if isinstance(value, list) else value

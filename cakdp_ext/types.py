@@ -308,8 +308,25 @@ class ProposingTeacher(TwoStageTeacher, Protocol):
 
 
 @dataclass(frozen=True)
+class RaceResult:
+    """How a race between filters for their place ended.
+
+    Attributes:
+        keep_ratio: share of the decisions that stay; the race tells nothing about another one.
+        confidence: a filter left the race when its chance to be on the other side of the cut was below 1 - this.
+        agreement: share of what stays that scoring on all frames is expected to keep too.
+        decided: ``(groups,)`` int8: 1 stays, -1 goes, 0 was still open when the frames were at an end.
+    """
+
+    keep_ratio: float
+    confidence: float
+    agreement: float
+    decided: np.ndarray
+
+
+@dataclass(frozen=True)
 class FilterScores:
-    """How much every filter matters for the category predictions (Eq. 4), summed over frames.
+    """How much every filter matters for the category predictions (Eq. 4), averaged over frames.
 
     Attributes:
         values: layer name -> ``(filters,)`` float64, the mean over frames of Eq. 4's term; filters that only go
@@ -319,6 +336,9 @@ class FilterScores:
         split: data split the frames came from.
         frame_ids: frames already counted.
         version: of the package that wrote it.
+        gaps: ``(frames, groups)`` float64, Eq. 4's term of every frame and group of the channel graph; NaN where a race
+            had decided already. None where it is not on record.
+        race: how a race ended; None for scores of all filters on all frames.
     """
 
     values: Mapping[str, np.ndarray]
@@ -327,6 +347,8 @@ class FilterScores:
     split: str
     frame_ids: tuple[str, ...]
     version: str
+    gaps: np.ndarray | None = None
+    race: RaceResult | None = None
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,26 @@ def command_parser(description: str) -> argparse.ArgumentParser:
 def add_frame_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of commands that compute on frames."""
     parser.add_argument("--workers", type=int, default=4, help="data loading processes")
+    add_device_flag(parser)
+
+
+def add_device_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that says where networks run."""
     parser.add_argument("--device", help="cpu, cuda or cuda:N; CUDA where there is a device by default")
+
+
+def add_cost_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of commands that measure costs."""
+    add_device_flag(parser)
+    parser.add_argument("--frames", type=positive, default=8, help="of the test split, evenly spaced, to measure on")
+
+
+def positive(text: str) -> int:
+    """Read a whole number above 0."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def add_loop_flags(parser: argparse.ArgumentParser) -> None:

@@ -19,14 +19,16 @@ from cakdp_ext.config import ConfigError, dump_config, from_node
 from cakdp_ext.datasets import LidarDataset
 from cakdp_ext.engine.build import distill_config, load_source_config, restore_student
 from cakdp_ext.engine.choice import OPENPCDET, engine_name
+from cakdp_ext.engine.cut import Place
 from cakdp_ext.engine.data import build_split, evaluation_loader, one_frame
-from cakdp_ext.engine.distributed import Workers, barrier
+from cakdp_ext.engine.distributed import Workers, barrier, gather
 from cakdp_ext.engine.drive import train_with_openpcdet
 from cakdp_ext.engine.evaluate import evaluate_detector
-from cakdp_ext.engine.measure import cost_frames, measure_cost
-from cakdp_ext.engine.prune import make_plan, require_made_with, required_pruning, score, unpruned_student
+from cakdp_ext.engine.measure import cost_frames, device_name, measure_cost
+from cakdp_ext.engine.prune import CutRequest, make_plan, require_made_with
 from cakdp_ext.engine.report import Birdview, BirdviewPanel, Report, ReportRow, console_table, render_report
 from cakdp_ext.engine.runs import LOG, RunFolder
+from cakdp_ext.engine.score import required_pruning, score, unpruned_student
 from cakdp_ext.engine.train import TrainRequest, train
 from cakdp_ext.pruning import RANKED, apply_plan, channel_graph, criterion_of, iou_branch, load_plan, model_fingerprint
 from cakdp_ext.refinement import IoURefinement
@@ -51,7 +53,7 @@ def compress(config: EasyDict, run: RunFolder, place: Workers, request: TrainReq
     Args:
         config: of ``load_config``, with ``MODEL.PRUNING``.
         run: where scores, plan, checkpoints and the report go.
-        place: this process; scoring, measuring and writing are the first one's.
+        place: this process; measuring and writing are the first one's.
         request: of the distilled training.
 
     Returns:
@@ -62,8 +64,7 @@ def compress(config: EasyDict, run: RunFolder, place: Workers, request: TrainReq
     """
     _require_sources(config)
     dataset = build_split(config, str(config.DATA_CONFIG.DATA_SPLIT["test"]))
-    if place.is_main:
-        _plan(config, run, Workers(0, 1, place.device), request.num_workers)
+    _plan(config, run, place, request.num_workers)
     barrier()
     pruning = required_pruning(config)
     plan = load_plan(pruning.plan or run.plan)
@@ -113,6 +114,17 @@ def _require_sources(config: EasyDict) -> None:
 
 
 def _plan(config: EasyDict, run: RunFolder, place: Workers, num_workers: int) -> None:
+    """Score with all processes and let the first one plan, unless the plan is there already."""
+    pruning = required_pruning(config)
+    if not gather(place.is_main and _lacks_plan(config, run))[0]:
+        return
+    if not pruning.scores and pruning.criterion in RANKED:
+        score(config, run, place, num_workers)
+    if place.is_main:
+        make_plan(config, run, CutRequest(Place(place.device), shows_costs=False))  # the report measures the result
+
+
+def _lacks_plan(config: EasyDict, run: RunFolder) -> bool:
     pruning = required_pruning(config)
     if not pruning.plan and run.plan.is_file():
         source = load_plan(run.plan).source
@@ -125,10 +137,8 @@ def _plan(config: EasyDict, run: RunFolder, place: Workers, num_workers: int) ->
             )
     if pruning.plan or run.plan.is_file():
         LOG.info("pruning plan: %s", pruning.plan or run.plan)
-        return
-    if not pruning.scores and pruning.criterion in RANKED:
-        score(config, run, place, num_workers)
-    make_plan(config, run)
+        return False
+    return True
 
 
 def _contestants(config: EasyDict, run: RunFolder, plan: PruningPlan, geometry: LidarGeometry) -> Iterator[Contestant]:
@@ -219,10 +229,9 @@ def _birdview(dataset: LidarDataset, contestants: Sequence[Contestant], place: W
 
 
 def _environment(place: Workers) -> dict[str, str]:
-    device = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else platform.processor() or "CPU"
     return {
         "cakdp_ext": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": f"{device}, {torch.get_num_threads()} threads" if place.device.type == "cpu" else device,
+        "device": device_name(place.device),
     }

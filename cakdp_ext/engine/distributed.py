@@ -71,7 +71,7 @@ def _join(place: Workers, name: str) -> None:
         store=dist.PrefixStore(f"cakdp_ext/{name}", store),
         rank=rank,
         world_size=world_size,
-        timeout=timedelta(days=2),  # others wait while the first one scores
+        timeout=timedelta(days=2),  # others wait while one is busy with a frame, or measures
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,15 @@ from torch import nn
 from cakdp_ext.datasets import LidarDataset
 from cakdp_ext.engine.data import one_frame
 from cakdp_ext.held_out import evenly_spaced
-from cakdp_ext.pruning import LatencyStats, count_macs, count_parameters, measure_latency, peak_memory
+from cakdp_ext.pruning import (
+    ACTIVATIONS,
+    EXACT,
+    LatencyStats,
+    count_layers,
+    count_parameters,
+    measure_latency,
+    peak_memory,
+)
 from cakdp_ext.types import Batch
 
 
@@ -25,12 +34,14 @@ class Cost:
     Attributes:
         params: trainable parameters.
         macs: multiply-accumulates, mean over the frames.
+        activations: values that convolutions and linear layers output, mean over the frames.
         latency: milliseconds from voxels to detections, one frame at a time.
         memory: bytes on the device at the peak of a forward; None on CPU, where only the whole process is known.
     """
 
     params: int
     macs: float
+    activations: float
     latency: LatencyStats
     memory: int | None
 
@@ -52,18 +63,39 @@ def measure_cost(model: nn.Module, frames: Sequence[Batch]) -> Cost:
     """
     if not frames:
         raise ValueError("cost is measured on frames, got none")
-    model.eval()
     device = frames[0].voxels.device
-    turns = cycle(frames)
-    with torch.inference_mode():
-        macs = [count_macs(partial(_call, batch=batch), model).total for batch in frames]
-        with peak_memory(device) as peak:
-            latency = measure_latency(
-                lambda: model(next(turns)), warmup=2, iterations=max(2 * len(frames), 10), device=device
-            )
+    counts = [count_layers(partial(call, batch=batch), model, (EXACT, ACTIVATIONS)) for batch in frames]
+    with peak_memory(device) as peak:
+        latency = time_frames(model, frames)
+    macs, activations = (float(np.mean([count[kind].total for count in counts])) for kind in (EXACT, ACTIVATIONS))
     memory = peak.num_bytes if device.type == "cuda" else None
-    return Cost(count_parameters(model), float(np.mean(macs)), latency, memory)
+    return Cost(count_parameters(model), macs, activations, latency, memory)
 
 
-def _call(model: nn.Module, batch: Batch) -> None:
+def time_frames(model: nn.Module, frames: Sequence[Batch], warmup: int = 2, iterations: int = 0) -> LatencyStats:
+    """Time single forwards of a detector in eval mode, frames in turn.
+
+    Args:
+        model: on the frames' device.
+        frames: batches of one frame each, at least one.
+        warmup: forwards before the first timed one.
+        iterations: timed forwards; 0 takes two of each frame, at least 10.
+    """
+    turns, device = cycle(frames), frames[0].voxels.device
+    iterations = iterations or max(2 * len(frames), 10)
+    model.eval()
+    with torch.inference_mode():
+        return measure_latency(lambda: model(next(turns)), warmup=warmup, iterations=iterations, device=device)
+
+
+def call(model: nn.Module, batch: Batch) -> None:
+    """Run a detector on a batch."""
     model(batch)
+
+
+def device_name(device: torch.device) -> str:
+    """Name a device as a report does: what it is, and on CPU how many threads compute."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{platform.processor() or 'CPU'}, {threads} thread{'s' if threads > 1 else ''}"

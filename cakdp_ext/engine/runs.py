@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from io import TextIOWrapper
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ class RunFolder:
         """The pruning plan that this run applies."""
         return self.path / "plan.json"
 
+    @property
+    def plan_picture(self) -> Path:
+        """The same as a picture."""
+        return self.path / "plan.png"
+
     def evaluation(self, epoch: str, split: str, tag: str) -> Path:
         """Folder of one evaluation."""
         return self.path / "eval" / f"epoch_{epoch}" / split / tag
@@ -93,27 +99,36 @@ class _LazyFileHandler(logging.FileHandler):
 
 
 @contextmanager
-def logging_to(folder: Path, prefix: str, is_main: bool = True) -> Iterator[logging.Logger]:
+def logging_to(
+    folder: Path | None, prefix: str, is_main: bool = True, *, is_whole: bool = False
+) -> Iterator[logging.Logger]:
     """Send the package's log to the console and to ``<folder>/<prefix>_<time>.log`` while the block runs.
 
     Args:
-        folder: where the log file goes.
+        folder: where the log file goes; None writes none.
         prefix: e.g. ``train`` or ``log_eval``.
         is_main: processes other than the first log errors only, and to no file.
+        is_whole: write the file when the block has ended well, and none otherwise.
 
     Nested blocks share one console and write to each of their files.
     """
     previous, level, propagate = list(LOG.handlers), LOG.level, LOG.propagate
     handlers: list[logging.Handler] = [] if previous else [_TqdmHandler()]
-    if is_main:
-        handlers.append(_LazyFileHandler(folder / f"{prefix}_{datetime.now():%Y%m%d-%H%M%S}.log"))
+    held: list[MemoryHandler] = []
+    if is_main and folder is not None:
+        file = _LazyFileHandler(folder / f"{prefix}_{datetime.now():%Y%m%d-%H%M%S}.log")
+        held = [MemoryHandler(10**6, logging.CRITICAL + 1, file, flushOnClose=False)] if is_whole else []
+        handlers.extend(held or [file])
     LOG.setLevel(logging.INFO if is_main else logging.ERROR)
     LOG.propagate = False
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+        formatter = logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S")
+        (handler.target or handler if isinstance(handler, MemoryHandler) else handler).setFormatter(formatter)
         LOG.addHandler(handler)
     try:
         yield LOG
+        for handler in held:
+            handler.flush()
     finally:
         for handler in handlers:
             handler.close()

@@ -27,7 +27,7 @@ from cakdp_ext.engine.runs import LOG, RunFolder
 from cakdp_ext.engine.schedule import OptimizationConfig
 from cakdp_ext.engine.step import TrainingStep
 from cakdp_ext.engine.trainer import Trainer, TrainOptions
-from cakdp_ext.pruning import criterion_of, load_plan, plan_to_dict, read_width, width_entry
+from cakdp_ext.pruning import criterion_of, first_difference, load_plan, plan_to_dict, read_width, width_entry
 from cakdp_ext.types import Batch, LidarGeometry, PruningPlan
 
 
@@ -179,10 +179,9 @@ def find_plan(config: EasyDict, run: RunFolder) -> PruningPlan | None:
     if path is None or pruning is None:
         return None
     plan = load_plan(path)
-    for key in ("keep_ratio", "criterion"):
-        made, asked = plan.source.get(key), getattr(pruning, key)
-        if made not in (None, asked):
-            LOG.warning("%s was made with %s, not with the YAML's %s %s", path, made, key.upper(), asked)
+    difference = first_difference(plan.source, pruning)
+    if difference is not None:
+        LOG.warning("%s was made with %s, the YAML asks for %s", path, *difference)
     return plan
 
 

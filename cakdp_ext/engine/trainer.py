@@ -96,7 +96,9 @@ class Trainer:
 
     def fit(self) -> None:
         """Train to the last epoch; the run folder then holds ``checkpoint_epoch_<epochs>.pth``."""
-        writer = self._writer() if self.place.is_main else None
+        # events of steps that are taken again now are no longer shown
+        events, again = str(self.run.tensorboard), self.position.iteration + 1
+        writer = SummaryWriter(events, purge_step=again) if self.place.is_main else None
         try:
             for epoch in range(self.position.epoch, self.options.epochs):
                 self._train_epoch(epoch, writer)
@@ -104,10 +106,6 @@ class Trainer:
         finally:
             if writer is not None:
                 writer.close()
-
-    def _writer(self) -> SummaryWriter:
-        """Open TensorBoard's events; those of steps that are taken again now are no longer shown."""
-        return SummaryWriter(str(self.run.tensorboard), purge_step=self.position.iteration + 1)
 
     def _train_epoch(self, epoch: int, writer: SummaryWriter | None) -> None:
         done = self.position.step_in_epoch
@@ -125,7 +123,7 @@ class Trainer:
         with bar:
             for batch in self.loader:
                 rate = float(self.schedule.get_last_lr()[0])
-                losses = self._train_step(batch.to(self.place.device))
+                losses = self.train_step(batch.to(self.place.device))
                 self.position.step_in_epoch += 1
                 self.position.iteration += 1
                 named = {"loss": torch.stack([value.float() for value in losses.values()]).sum(), **losses}
@@ -140,7 +138,8 @@ class Trainer:
         text = "  ".join(f"{key} {value / steps:.4f}" for key, value in sums.items())
         LOG.info("epoch %d/%d  %s", epoch + 1, self.options.epochs, text)
 
-    def _train_step(self, batch: Batch) -> dict[str, Tensor]:
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        """Take one optimizer step on a batch that lies on the device; give its weighted losses by name."""
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             losses = (self.forward or self.step)(batch)
@@ -190,9 +189,9 @@ class Trainer:
         if not steps or not (self.place.is_main or is_synchronised):
             return
         self.sampler.set_position(epoch)
-        endless = chain.from_iterable(repeat(self.loader))
+        batches = islice(chain.from_iterable(repeat(self.loader)), steps)
         with self._autocast():
-            calibrate_batch_norm(self.model, (batch.to(self.place.device) for batch in islice(endless, steps)))
+            calibrate_batch_norm(self.model, (batch.to(self.place.device) for batch in batches))
         LOG.info("batch norm measured again on %d batches", steps)
 
     def _autocast(self) -> torch.autocast:

@@ -84,9 +84,8 @@ class CaKDPStudent(DetectorFaces):
         self._prune(model_cfg.get("PRUNING"), dataset)
         if model_cfg.get("DISTILL") and dataset.training:
             self._distillation = Distillation.of(model_cfg["DISTILL"], dataset)
-            if (model_cfg.get("PRUNING") or {}).get(
-                "INITIAL_WEIGHTS", "inherited"
-            ) != "inherited" or self._plan is None:
+            pruning = model_cfg.get("PRUNING")
+            if not pruning or pruning.get("INITIAL_WEIGHTS") == "random":
                 self._distillation.start(self)
             self._distillation.prepare(self)
 
@@ -140,9 +139,9 @@ class CaKDPStudent(DetectorFaces):
         if not self.training or self._distillation is None:
             return super().forward(batch)
         scene, distiller = batch if isinstance(batch, Batch) else to_batch(batch), self._distillation.distiller
-        self._scene, self._encoded = scene, distiller.look(scene)
-        batch = with_targets(batch, scene, distiller.targets(scene, self._encoded, self.sites))
         try:
+            self._scene, self._encoded = scene, distiller.look(scene)
+            batch = with_targets(batch, scene, distiller.targets(scene, self._encoded, self.sites))
             with watching(self.dense_head) as self._seen:
                 return super().forward(batch)
         finally:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from cakdp_ext import __version__
 from cakdp_ext.files import atomic_path
 from cakdp_ext.pruning.graph import ChannelGraph
-from cakdp_ext.types import FilterScores, PruningPlan
+from cakdp_ext.types import FilterScores, PruningPlan, RaceResult
 
 SCORES_FORMAT, PLAN_FORMAT, FORMAT_VERSION = "cakdp_ext.filter_scores", "cakdp_ext.pruning_plan", 1
+_RACE = ("keep_ratio", "confidence", "agreement")
 _COUNTERS = ("global_step", "num_batches_tracked")
 
 
@@ -53,6 +54,11 @@ def save_scores(path: str | Path, scores: FilterScores) -> None:
         "version": scores.version,
     }
     arrays = {f"scores/{name}": np.asarray(values, np.float64) for name, values in scores.values.items()}
+    if scores.gaps is not None:
+        arrays["gaps"] = np.asarray(scores.gaps, np.float64)
+    if scores.race is not None:
+        arrays["decided"] = np.asarray(scores.race.decided, np.int8)
+        header["race"] = {name: getattr(scores.race, name) for name in _RACE}
     content = io.BytesIO()
     np.savez(content, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
     with atomic_path(Path(path)) as temporary:
@@ -73,8 +79,12 @@ def load_scores(path: str | Path) -> FilterScores:
             header = json.loads(content["header"].tobytes())
             _require_format(header, SCORES_FORMAT)
             values = {name: np.asarray(content[f"scores/{name}"], np.float64) for name in header["layers"]}
+            gaps = np.asarray(content["gaps"], np.float64) if "gaps" in content else None
+            race = header.get("race")
+            race = race and RaceResult(**{name: float(race[name]) for name in _RACE}, decided=content["decided"])
         texts = {name: str(header[name]) for name in ("fingerprint", "removal", "split", "version")}
-        return FilterScores(values=values, frame_ids=tuple(map(str, header["frame_ids"])), **texts)
+        frames = tuple(map(str, header["frame_ids"]))
+        return FilterScores(values=values, frame_ids=frames, gaps=gaps, race=race, **texts)
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no whole score file ({error}); score the filters again") from error
 

@@ -1,11 +1,10 @@
-"""What does a network cost? Parameters, multiply-accumulates, latency, memory: counted and measured."""
+"""What does running a network take? Latency of single calls and peak memory, measured."""
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,43 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvTransposeNd
 
-from cakdp_ext.pruning.layers import (
-    evaluating,
-    is_convolution,
-    is_norm,
-    is_sparse_conv,
-    num_filters,
-    num_inputs,
-    weight_of,
-)
-from cakdp_ext.pruning.rulebooks import num_pairs
+from cakdp_ext.pruning.layers import replaced_forwards
 
-EXACT, THOP = "exact", "thop"
-"""Conventions of counting multiply-accumulates, see :func:`count_macs_by`."""
+REST = "rest"
+"""What of a network is in none of its parts."""
 
 _RESET_WITHIN = 16 * 2**20  # bytes; the kernel counts a process's pages in batches for each processor
-
-
-@dataclass(frozen=True)
-class MacCount:
-    """Multiply-accumulates of one forward.
-
-    Attributes:
-        layers: module name -> multiply-accumulates, in the order in which the modules first run.
-    """
-
-    layers: Mapping[str, int]
-
-    @property
-    def total(self) -> int:
-        """Sum over the layers."""
-        return sum(self.layers.values())
-
-    def under(self, prefix: str) -> int:
-        """Sum over the layers of one submodule."""
-        return sum(macs for name, macs in self.layers.items() if f"{name}.".startswith(f"{prefix}."))
 
 
 @dataclass(frozen=True)
@@ -63,100 +32,19 @@ class LatencyStats:
     iterations: int
 
 
+@dataclass(frozen=True)
+class PartCost:
+    """What one part of a network took: time a call, and bytes on the device at the peak of its calls, on CUDA."""
+
+    latency: LatencyStats
+    memory: int | None = None
+
+
 @dataclass
 class MemoryPeak:
     """Largest amount of memory in use; ``num_bytes`` is None until measured and where it cannot be."""
 
     num_bytes: int | None = None
-
-
-def count_parameters(model: nn.Module, *, trainable_only: bool = True) -> int:
-    """Count the parameters of a network, shared ones once."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
-
-
-def count_macs(run: Callable[[nn.Module], Any], model: nn.Module) -> MacCount:
-    """Count the multiply-accumulates of convolutions and linear layers in one forward.
-
-    A dense layer counts every output value, padding included; a sparse convolution counts the pairs of input and
-    output voxels that its rulebook really holds. Norms, activations and what the network's own code multiplies do not
-    count.
-
-    Args:
-        run: does one forward of the network, in eval mode; give it one frame for the cost of a frame.
-        model: the network.
-
-    Returns:
-        Counts by layer, for all frames that ``run`` processes together.
-    """
-    return count_macs_by(run, model, (EXACT,))[EXACT]
-
-
-def count_macs_by(
-    run: Callable[[nn.Module], Any], model: nn.Module, conventions: Sequence[str] = (EXACT, THOP)
-) -> dict[str, MacCount]:
-    """Count the multiply-accumulates of one forward, by several conventions at once.
-
-    ``exact`` is :func:`count_macs`. ``thop`` is what the paper's figures were counted by, THOP with a rule for spconv.
-    It differs: a transposed convolution costs the whole kernel for every output value, stride x stride times what it
-    multiplies; each value that goes into a batch norm costs 2, each that a convolution adds its bias to 1 (a sparse
-    one: each voxel); inverse sparse convolutions cost nothing.
-
-    Args:
-        run: as there.
-        model: the network.
-        conventions: of ``exact`` and ``thop``.
-
-    Returns:
-        Convention -> counts by layer, of which ``thop`` has the norms too.
-
-    Source: the counter is named in the published code of CaKDP (CVPR 2024) and of SparseKD (NeurIPS 2022).
-    """
-    counts: dict[str, dict[str, int]] = {name: defaultdict(int) for name in conventions}
-
-    def counting(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            for convention, layers in counts.items():
-                if convention == THOP or not is_norm(module):
-                    layers[name] += _COUNTERS[convention](module, args[0], output)
-
-        return hook
-
-    layers = [(name, module) for name, module in model.named_modules() if is_convolution(module) or is_norm(module)]
-    hooks = [module.register_forward_hook(counting(name)) for name, module in layers]
-    try:
-        with evaluating(model):
-            run(model)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {convention: MacCount(dict(layers)) for convention, layers in counts.items()}
-
-
-def _exact(module: nn.Module, input: Any, output: Any) -> int:
-    """Multiply-accumulates of one call of a convolution or linear layer."""
-    if is_sparse_conv(module):
-        return num_pairs(module, input, output) * num_inputs(module) * num_filters(module)
-    weights = weight_of(module).numel()
-    if isinstance(module, _ConvTransposeNd):
-        return input.numel() * weights // num_inputs(module)
-    return output.numel() * weights // num_filters(module)
-
-
-def _thop(module: nn.Module, input: Any, output: Any) -> int:
-    """What THOP counts of one call."""
-    if is_norm(module):
-        return 2 * input.numel()
-    if isinstance(module, nn.Linear):
-        return _exact(module, input, output)
-    has_bias = getattr(module, "bias", None) is not None
-    if is_sparse_conv(module):
-        return 0 if module.inverse else _exact(module, input, output) + has_bias * len(output.features)
-    products = weight_of(module)[0, 0].numel() * num_inputs(module) // int(getattr(module, "groups", 1))
-    return output.numel() * (products + has_bias)
-
-
-_COUNTERS = {EXACT: _exact, THOP: _thop}
 
 
 def measure_latency(
@@ -181,15 +69,66 @@ def measure_latency(
         raise ValueError(f"need warmup >= 0 and iterations >= 1, got {warmup} and {iterations}")
     for _ in range(warmup):
         run()
-    milliseconds = []
-    for _ in range(iterations):
-        _synchronize(device)
-        start = time.perf_counter()
-        run()
-        _synchronize(device)
-        milliseconds.append(1e3 * (time.perf_counter() - start))
+    return _stats([_milliseconds(run, device) for _ in range(iterations)])
+
+
+def measure_parts(
+    run: Callable[[], Any],
+    parts: Mapping[str, nn.Module],
+    *,
+    warmup: int = 10,
+    iterations: int = 100,
+    device: torch.device | str = "cpu",
+) -> dict[str, PartCost]:
+    """Measure what single calls spend in some modules, each of which is waited for to its end on the device.
+
+    Args:
+        run: as in :func:`measure_latency`; what the waiting itself takes is in no part.
+        parts: modules that are called, none inside of another.
+        warmup: calls before the first timed one.
+        iterations: timed calls.
+        device: where ``run`` computes.
+
+    Returns:
+        Name -> the sum of its calls in one call of ``run``, and its peak memory on CUDA; then ``REST`` for the time
+        outside of all of them.
+    """
+    spent: list[dict[str, float]] = []
+    peaks: dict[str, int] = {}
+
+    def watched(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            output: list[Any] = []
+            with peak_memory(device) if torch.device(device).type == "cuda" else nullcontext() as peak:
+                took = _milliseconds(lambda: output.append(forward(*args, **kwargs)), device)
+            spent[-1][name] = spent[-1].get(name, 0.0) + took
+            if peak is not None:
+                peaks[name] = max(peaks.get(name, 0), peak.num_bytes or 0)
+            return output[0]
+
+        return timed
+
+    with replaced_forwards({part: watched(name, part.forward) for name, part in parts.items()}):
+        for _ in range(warmup + iterations):
+            spent.append({})
+            total = _milliseconds(run, device)
+            spent[-1][REST] = max(total - sum(spent[-1].values()), 0.0)
+    columns = {name: [row.get(name, 0.0) for row in spent[warmup:]] for name in (*parts, REST)}
+    return {name: PartCost(_stats(column), peaks.get(name)) for name, column in columns.items()}
+
+
+def _milliseconds(run: Callable[[], Any], device: torch.device | str) -> float:
+    """Time one call to its end on the device."""
+    _synchronize(device)
+    start = time.perf_counter()
+    run()
+    _synchronize(device)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _stats(milliseconds: list[float]) -> LatencyStats:
     p50, p90, p99 = np.percentile(milliseconds, [50, 90, 99]).tolist()
-    return LatencyStats(p50, p90, p99, float(np.mean(milliseconds)), iterations)
+    return LatencyStats(p50, p90, p99, float(np.mean(milliseconds)), len(milliseconds))
 
 
 def _synchronize(device: torch.device | str) -> None:

@@ -30,8 +30,15 @@ def require_criterion(criterion: object, known: Sequence[str] = CRITERIA) -> Non
 
 
 def group_scores(scores: FilterScores, graph: ChannelGraph) -> np.ndarray:
-    """Give ``(groups,)`` float64: the sum of the scores of each group's filters."""
-    return np.array([sum(float(scores.values[layer][index]) for layer, index in group) for group in graph.groups])
+    """Give ``(groups,)`` float64: the sum of the scores of each group's filters.
+
+    After a race the same numbers are dealt out anew: those that the race decided to keep get the largest, those that it
+    decided to drop the smallest, because they were not measured on the same frames as the others.
+    """
+    values = np.array([sum(float(scores.values[layer][index]) for layer, index in group) for group in graph.groups])
+    if scores.race is not None:
+        values[np.lexsort((values, scores.race.decided))] = np.sort(values)
+    return values
 
 
 def best_first(values: np.ndarray, criterion: str) -> list[int]:
@@ -72,29 +79,9 @@ def least_of_each_layer(values: np.ndarray, graph: ChannelGraph, kept: Collectio
     return chosen
 
 
-def same_share_of_each_layer(graph: ChannelGraph, keep_ratio: float, min_filters: int) -> set[int]:
-    """Pick the first ``int(keep_ratio * n)`` groups of each layer, and of each set of layers that sums tie together.
-
-    Args:
-        graph: of the network.
-        keep_ratio: share that stays.
-        min_filters: so many stay at least, where there are so many.
-
-    Returns:
-        Numbers of groups.
-
-    Source: CaKDP (Zhang et al., CVPR 2024), ProPr of section 5.2; in Eq. 2 its metric is a constant, so that nothing
-        tells one filter of a layer from another.
-    """
-    kept: set[int] = set()
-    for numbers in alike(graph):
-        kept.update(numbers[: max(int(keep_ratio * len(numbers)), min(min_filters, len(numbers)))])
-    return kept
-
-
 def alike(graph: ChannelGraph) -> list[list[int]]:
     """Sort the groups by the layers that they are of: one list a layer, or a set of layers that sums tie together."""
-    found: dict[frozenset[str], list[int]] = defaultdict(list)
+    alike: dict[frozenset[str], list[int]] = defaultdict(list)
     for number, group in enumerate(graph.groups):
-        found[frozenset(layer for layer, _ in group)].append(number)
-    return list(found.values())
+        alike[frozenset(layer for layer, _ in group)].append(number)
+    return list(alike.values())

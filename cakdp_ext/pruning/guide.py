@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from cakdp_ext.config import ConfigError
-from cakdp_ext.pruning.artefacts import architecture_fingerprint
 from cakdp_ext.pruning.criteria import alike
 from cakdp_ext.pruning.graph import DEFAULT_SCOPE, ChannelGraph
 from cakdp_ext.pruning.layers import filter_axis, num_filters, num_inputs, weight_of
 from cakdp_ext.pruning.students import channel_graph
 from cakdp_ext.pruning.surgery import apply_plan
+from cakdp_ext.pruning.width import keep_groups
 from cakdp_ext.types import LidarGeometry, PruningPlan
 
 LOG = logging.getLogger("cakdp_ext")
@@ -69,7 +69,7 @@ def _plan(
     counts = {layer.name: num_filters(student[layer.name]) for layer in graph.prunable if layer.name in student}
     by_width = {layer.num_filters: counts[layer.name] for layer in graph.prunable if layer.name in counts}
     sizes = {layer.name: _filter_sizes(teacher[layer.name]) for layer in graph.prunable}
-    keep: dict[str, list[int]] = {layer.name: [] for layer in graph.prunable}
+    kept: list[int] = []
     for numbers in alike(graph):
         names = [layer for layer, _ in graph.groups[numbers[0]]]
         count = next((counts[name] for name in names if name in counts), by_width.get(len(numbers), len(numbers)))
@@ -83,13 +83,8 @@ def _plan(
                 number: sum(sizes[layer][channel] for layer, channel in graph.groups[number]) for number in numbers
             }
             numbers = sorted(numbers, key=lambda number, totals=totals: -totals[number])  # type: ignore[misc]
-        for layer, channel in (each for number in numbers[:count] for each in graph.groups[number]):
-            keep[layer].append(channel)
-    return PruningPlan(
-        keep_indices={name: tuple(sorted(channels)) for name, channels in keep.items()},
-        num_filters={layer.name: layer.num_filters for layer in graph.prunable},
-        fingerprint=architecture_fingerprint(graph),
-    )
+        kept += numbers[:count]
+    return keep_groups(graph, kept)
 
 
 def _filter_sizes(module: nn.Module) -> list[float]:

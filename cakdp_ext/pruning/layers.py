@@ -152,3 +152,16 @@ def replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Itera
             module.__dict__.pop("forward", None)
         for module, forward in own.items():
             module.__dict__["forward"] = forward
+
+
+@contextmanager
+def out_of_place(model: nn.Module) -> Iterator[None]:
+    """Keep activations from overwriting their inputs, then give every module its own way back."""
+    modules = [module for module in model.modules() if getattr(module, "inplace", False)]
+    try:
+        for module in modules:
+            module.inplace = False  # type: ignore[assignment]
+        yield
+    finally:
+        for module in modules:
+            module.inplace = True  # type: ignore[assignment]

@@ -15,6 +15,7 @@ from cakdp_ext.pruning.layers import (
     is_convolution,
     is_norm,
     is_tensor_like,
+    out_of_place,
     replaced_forwards,
     values_of,
     with_values,
@@ -70,7 +71,7 @@ class SuffixReplay:
         """Put the network in eval mode, record it, and give what the complete network outputs."""
         with ExitStack() as stack:
             stack.enter_context(evaluating(self._model))
-            stack.enter_context(_out_of_place(self._model))
+            stack.enter_context(out_of_place(self._model))
             rulebooks = stack.enter_context(RulebookMemory().installed())
             stack.callback(self._forget)
             stack.enter_context(replaced_forwards({m: self._replayed(n, m) for n, m in self._layers.items()}))
@@ -166,16 +167,3 @@ def _version(output: Any) -> int:
 
 def _copy(output: Any) -> Any:
     return with_values(output, values_of(output).clone()) if is_tensor_like(output) else output
-
-
-@contextmanager
-def _out_of_place(model: nn.Module) -> Iterator[None]:
-    """Keep activations from overwriting their inputs, then give every module its own way back."""
-    modules = [module for module in model.modules() if getattr(module, "inplace", False)]
-    try:
-        for module in modules:
-            module.inplace = False  # type: ignore[assignment]
-        yield
-    finally:
-        for module in modules:
-            module.inplace = True  # type: ignore[assignment]

@@ -1,21 +1,18 @@
-"""How much does every filter matter for the category predictions? Eq. 4 of the paper, frame by frame."""
+"""How much does every filter matter for the category predictions? Eq. 4 of the paper, averaged over frames."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from cakdp_ext import __version__
 from cakdp_ext.pruning.artefacts import model_fingerprint
-from cakdp_ext.pruning.graph import ChannelGraph, Filter
-from cakdp_ext.pruning.replay import Absence, SuffixReplay
+from cakdp_ext.pruning.gaps import EXACT_SCORING, FrameGaps
+from cakdp_ext.pruning.graph import ChannelGraph
 from cakdp_ext.types import Batch, FilterScores
-
-REMOVALS = ("channel", "zero_weight")
 
 
 def score_filters(
@@ -26,6 +23,7 @@ def score_filters(
     *,
     removal: str = "channel",
     split: str = "",
+    method: str = EXACT_SCORING,
     previous: FilterScores | None = None,
     on_frame: Callable[[FilterScores], None] | None = None,
     progress: Callable[[int], None] | None = None,
@@ -42,6 +40,8 @@ def score_filters(
             its weights and bias are zero but the norms behind it go on, so it outputs a constant, as in the paper's
             released code.
         split: data split that the frames come from.
+        method: ``exact`` computes only what a missing filter changes; ``plain`` the whole network for each. They give
+            the same scores.
         previous: scores of the same model, rule and split to go on with.
         on_frame: called with the scores so far after each frame.
         progress: called with the number of filters done since the last call.
@@ -56,15 +56,13 @@ def score_filters(
 
     Source: CaKDP (Zhang et al., CVPR 2024), Eq. 3-5.
     """
-    if removal not in REMOVALS:
-        raise ValueError(f"removal must be one of {', '.join(REMOVALS)}, got {removal!r}")
-    scores = _start(model, graph, removal, split, previous)
-    gaps = _FrameGaps(model, predict, graph, removal, progress)
+    gaps = FrameGaps(model, predict, graph, removal, method=method, progress=progress)
+    scores = started_scores(model, graph, removal, split, previous)
     for batch in batches:
         new = {frame: i for i, frame in enumerate(batch.frame_ids) if frame not in scores.frame_ids}
-        of_groups = gaps.measure(batch) if new else None
-        for frame, column in new.items():
-            scores = _count(scores, frame, of_groups[:, column], graph)  # type: ignore[index]
+        rows = gaps.measure(batch) if new else None
+        for frame, i in new.items():
+            scores = with_gaps(scores, {frame: rows[i]}, graph)  # type: ignore[index]
             if on_frame is not None:
                 on_frame(scores)
     if not scores.frame_ids:
@@ -72,11 +70,17 @@ def score_filters(
     return scores
 
 
-def _start(
-    model: nn.Module, graph: ChannelGraph, removal: str, split: str, previous: FilterScores | None
+def started_scores(
+    model: nn.Module, graph: ChannelGraph, removal: str, split: str, previous: FilterScores | None = None
 ) -> FilterScores:
+    """Begin with no frame, or go on with ``previous`` scores.
+
+    Raises:
+        ValueError: when those are of another model, rule, split or scope, or cannot be gone on with.
+    """
     zeros = {layer.name: np.zeros(layer.num_filters) for layer in graph.prunable}
-    fresh = FilterScores(zeros, model_fingerprint(model), removal, split, (), __version__)
+    gaps = np.zeros((0, len(graph.groups)))
+    fresh = FilterScores(zeros, model_fingerprint(model), removal, split, (), __version__, gaps)
     if previous is None:
         return fresh
     for name in ("fingerprint", "removal", "split"):
@@ -92,96 +96,51 @@ def _start(
             f"the previous scores cover {', '.join(previous.values)}, but {', '.join(zeros)} can be pruned now; "
             "score with the same scope, or remove the old file"
         )
+    if previous.gaps is None or previous.gaps.shape != (len(previous.frame_ids), len(graph.groups)):
+        raise ValueError(
+            "the previous scores do not say what each frame gave, so that no frame can be added; score into another "
+            "file, or remove the old one"
+        )
     return replace(previous, version=__version__)
 
 
-def _count(scores: FilterScores, frame: str, gaps: np.ndarray, graph: ChannelGraph) -> FilterScores:
-    """Take one frame into the mean; the same frames in the same order give the same bits, interrupted or not."""
-    number = len(scores.frame_ids) + 1
-    now = {name: np.zeros_like(values) for name, values in scores.values.items()}
-    for gap, group in zip(gaps, graph.groups, strict=True):
-        for layer, channel in group:
-            now[layer][channel] = gap / len(group)
-    values = {name: mean + (now[name] - mean) / number for name, mean in scores.values.items()}
-    return replace(scores, values=values, frame_ids=(*scores.frame_ids, frame))
-
-
-class _FrameGaps:
-    """Measures, frame by frame, how far the category predictions are from those of the complete network.
+def with_gaps(scores: FilterScores, gaps: Mapping[str, np.ndarray], graph: ChannelGraph) -> FilterScores:
+    """Count further frames, or further groups on frames that were counted.
 
     Args:
-        model: the network.
-        predict: gives ``(B, A, C)`` logits.
+        scores: so far.
+        gaps: frame -> ``(groups,)``, what each group's absence changes there; NaN where that was not measured.
         graph: of the network.
-        removal: see :func:`score_filters`.
-        progress: told how many filters are done.
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        predict: Callable[[nn.Module, Batch], Tensor],
-        graph: ChannelGraph,
-        removal: str,
-        progress: Callable[[int], None] | None,
-    ) -> None:
-        self._model, self._predict, self._graph = model, predict, graph
-        self._removal, self._progress = removal, progress
-
-    def measure(self, batch: Batch) -> np.ndarray:
-        """Give ``(groups, B)`` float64: what Eq. 4 sums, for every group absent in turn."""
-        replay = SuffixReplay(self._model, lambda: _checked(self._predict(self._model, batch), batch))
-        with replay.opened() as logits:
-            _refuse_nan(logits.isnan().flatten(1).any(dim=1), batch, "the complete network")
-            baseline = logits.float().sigmoid()
-            rows = []
-            for group in self._graph.groups:
-                rows.append(_category_gap(replay.without(self._absence(group, logits.device)), baseline))
-                if self._progress is not None:
-                    self._progress(len(group))
-            gaps = torch.stack(rows)
-        for group, row in zip(self._graph.groups, gaps.isnan().cpu(), strict=True):
-            _refuse_nan(row, batch, f"the network without filter {group[0].channel} of {group[0].layer}")
-        return gaps.cpu().numpy()
-
-    def _absence(self, group: Sequence[Filter], device: torch.device) -> Absence:
-        if self._removal == "channel":
-            return Absence(inputs=_on(device, self._graph.consumer_channels(group)))
-        return Absence(outputs=_on(device, {layer: [i for name, i in group if name == layer] for layer, _ in group}))
+    assert scores.gaps is not None
+    rows = dict(zip(scores.frame_ids, scores.gaps, strict=True))
+    for frame, new in gaps.items():
+        old = rows.get(frame, new)
+        rows[frame] = np.where(np.isnan(old), new, old)
+    return _averaged(replace(scores, gaps=np.stack(list(rows.values())), frame_ids=tuple(rows)), graph)
 
 
-def _on(device: torch.device, channels: dict[str, list[int]]) -> dict[str, Tensor]:
-    return {name: torch.tensor(values, device=device) for name, values in channels.items()}
+def in_order(scores: FilterScores, frame_ids: Sequence[str], graph: ChannelGraph) -> FilterScores:
+    """Sort the frames as they stand in ``frame_ids``, so that scores do not depend on who was first to be done."""
+    assert scores.gaps is not None
+    place = {frame: i for i, frame in enumerate(frame_ids)}
+    order = sorted(range(len(scores.frame_ids)), key=lambda i: place.get(scores.frame_ids[i], len(place)))
+    frames = tuple(scores.frame_ids[i] for i in order)
+    return _averaged(replace(scores, frame_ids=frames, gaps=scores.gaps[order]), graph)
 
 
-def _category_gap(logits: Tensor, baseline: Tensor) -> Tensor:
-    """Sum |p - p'| over anchors and classes, divided by the number of anchors.
-
-    Args:
-        logits: ``(B, A, C)`` of the network without a filter.
-        baseline: ``(B, A, C)`` probabilities of the complete network.
-
-    Returns:
-        ``(B,)`` float64.
-
-    Source: CaKDP, Eq. 4, the summand.
-    """
-    gap = (logits.float().sigmoid() - baseline).abs().sum(dim=(1, 2), dtype=torch.float64)
-    return gap / baseline.shape[1]
+def _averaged(scores: FilterScores, graph: ChannelGraph) -> FilterScores:
+    """Share the means over frames among the filters of each group."""
+    means = mean_gaps(scores)
+    values = {layer.name: np.zeros(layer.num_filters) for layer in graph.prunable}
+    for mean, group in zip(means, graph.groups, strict=True):
+        for layer, channel in group:
+            values[layer][channel] = mean / len(group)
+    return replace(scores, values=values)
 
 
-def _checked(logits: Tensor, batch: Batch) -> Tensor:
-    if logits.ndim != 3 or len(logits) != len(batch.frame_ids) or not logits.shape[1]:
-        raise ValueError(
-            f"predict must give class logits (B, A, C) with B = {len(batch.frame_ids)} frames and A >= 1, "
-            f"got {tuple(logits.shape)}"
-        )
-    return logits
-
-
-def _refuse_nan(is_nan: Tensor, batch: Batch, which: str) -> None:
-    frames = [frame for frame, bad in zip(batch.frame_ids, is_nan.tolist(), strict=True) if bad]
-    if frames:
-        raise ValueError(
-            f"{which} gives NaN class logits for frame {', '.join(frames)}; check that frame's points and the weights"
-        )
+def mean_gaps(scores: FilterScores) -> np.ndarray:
+    """Average over the frames on which each group was measured: ``(groups,)`` float64; 0 where on none."""
+    assert scores.gaps is not None
+    is_known = ~np.isnan(scores.gaps)
+    return np.where(is_known, scores.gaps, 0).sum(axis=0) / np.maximum(is_known.sum(axis=0), 1)

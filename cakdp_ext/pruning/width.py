@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,9 +10,9 @@ from torch import nn
 
 from cakdp_ext.checkpoint import CheckpointError
 from cakdp_ext.config import ConfigError, from_node
+from cakdp_ext.pruning.artefacts import architecture_fingerprint
 from cakdp_ext.pruning.criteria import alike
 from cakdp_ext.pruning.graph import ChannelGraph
-from cakdp_ext.pruning.plan import plan_of_groups
 from cakdp_ext.pruning.students import channel_graph
 from cakdp_ext.pruning.surgery import apply_plan_
 from cakdp_ext.types import LidarGeometry, PruningPlan
@@ -68,11 +68,24 @@ def width_plan(graph: ChannelGraph, width: WidthConfig) -> PruningPlan:
         graph: of the network at full width.
         width: the shares.
     """
-    shares, kept = asdict(width), []
+    shares = asdict(width)
+    kept: list[int] = []
     for numbers in alike(graph):
         section = graph.groups[numbers[0]][0].layer.partition(".")[0]
         kept += numbers[: max(int(shares[section] * len(numbers)), 1)]
-    return plan_of_groups(graph, kept, {"criterion": "uniform width", "width": shares})
+    return keep_groups(graph, kept)
+
+
+def keep_groups(graph: ChannelGraph, numbers: Iterable[int]) -> PruningPlan:
+    """Write down which filters some groups are, by the groups' numbers; every layer must keep one."""
+    keep: dict[str, list[int]] = {layer.name: [] for layer in graph.prunable}
+    for layer, channel in (each for number in numbers for each in graph.groups[number]):
+        keep[layer].append(channel)
+    return PruningPlan(
+        keep_indices={name: tuple(sorted(channels)) for name, channels in keep.items()},
+        num_filters={layer.name: layer.num_filters for layer in graph.prunable},
+        fingerprint=architecture_fingerprint(graph),
+    )
 
 
 def narrow_(model: nn.Module, width: WidthConfig, geometry: LidarGeometry) -> None:

@@ -187,7 +187,8 @@ def test_compress_looks_for_teacher_and_student_before_it_scores(trained, key):
 
 @pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.parametrize(
-    ("section", "valid"), [("DISTILL", "TEACHER, METHOD, ALPHA"), ("PRUNING", "KEEP_RATIO, STUDENT, MIN_FILTERS")]
+    ("section", "valid"),
+    [("DISTILL", "TEACHER, METHOD, ALPHA"), ("PRUNING", "STUDENT, KEEP_RATIO, PARAMS, MACS, LATENCY")],
 )
 def test_unknown_key_of_our_sections_is_named_with_file_and_valid_keys(compressed, tmp_path, tool, section, valid):
     cfg = compressed.variant("second_cakdp", tmp_path, {"MODEL": {section: {"KEEPRATIO": 0.5}}})

@@ -75,8 +75,9 @@ def test_flags_of_openpcdets_scripts_are_taken(name, flags):
     ("name", "flags", "message"),
     [
         ("train", "--merge_all_iters_to_one_epoch", "unrecognized arguments: --merge_all_iters_to_one_epoch"),
-        ("prune", "--device cuda", "unrecognized arguments: --device cuda"),
         ("prune", "--workers 2", "unrecognized arguments: --workers 2"),
+        ("prune", "--keep 0.5 --macs 30G", "argument --macs: not allowed with argument --keep"),
+        ("prune", "--frames 0", "argument --frames: invalid positive value: '0'"),
         ("test", "--start_epoch 3", "go with --eval_all"),
         ("test", "--max_waiting_mins 3", "go with --eval_all"),
         ("test", "--ckpt_dir c", "go with --eval_all"),

@@ -21,7 +21,6 @@ from cakdp_ext.datasets import collate, make_infos
 from cakdp_ext.engine.build import build_full, build_student
 from cakdp_ext.engine.data import EpochSampler, build_split
 from cakdp_ext.engine.distributed import Workers, _pick_device, gather, mean_over_workers, torchrun_environment
-from cakdp_ext.engine.prune import score
 from cakdp_ext.engine.runs import RunFolder
 from cakdp_ext.engine.train import TrainRequest, _wrapped, train
 from cakdp_ext.pruning import load_plan
@@ -130,11 +129,6 @@ def test_two_processes_test_like_one(compressed):
 
 
 FOUR = Workers(0, 4, torch.device("cpu"))
-
-
-def test_scoring_refuses_several_processes(world):
-    with pytest.raises(ConfigError, match="start tools/score_filters.py without torchrun"):
-        score(world.config("second_cakdp"), world.run("second_cakdp"), FOUR)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import torch
 from easydict import EasyDict
 
 from cakdp_ext.config import ConfigError, dump_config
-from cakdp_ext.engine.prune import _require_same_held_out
 from cakdp_ext.engine.runs import RunFolder
+from cakdp_ext.engine.score import _require_same_held_out
 
 
 def config_of(count):

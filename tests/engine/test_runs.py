@@ -86,3 +86,26 @@ def test_a_command_that_says_nothing_leaves_no_folder(tmp_path):
     with logging_to(tmp_path / "run", "train"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_whole_log_is_written_when_the_block_ends_well_and_not_otherwise(tmp_path, capsys):
+    for ends_well in (False, True):
+        folder = tmp_path / str(ends_well)
+        try:
+            with logging_to(folder, "prune", is_whole=True) as log:
+                log.info("tried %s", "once")
+                assert not folder.exists()
+                if not ends_well:
+                    raise ValueError
+        except ValueError:
+            pass
+        assert [path.read_text()[10:] for path in folder.glob("prune_*.log")] == ["tried once\n"] * ends_well
+    assert capsys.readouterr().out.count("tried once") == 2
+
+
+def test_a_log_without_a_folder_goes_to_the_console_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with logging_to(None, "prune") as log:
+        log.info("shown")
+    assert "shown" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())

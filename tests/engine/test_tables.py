@@ -16,7 +16,7 @@ from cakdp_ext.engine.data import build_split
 from cakdp_ext.engine.measure import cost_frames, measure_cost
 from cakdp_ext.engine.prune import make_plan
 from cakdp_ext.engine.runs import RunFolder
-from cakdp_ext.pruning import count_macs_by, count_parameters, load_plan
+from cakdp_ext.pruning import count_layers, count_parameters, load_plan
 
 pytestmark = pytest.mark.xdist_group("engine")
 
@@ -76,7 +76,7 @@ def test_rows_of_finished_runs_have_every_figure(compressed, tables):
     assert rows["cut"][6] == "checkpoint"
     frames = cost_frames(val, next(model.parameters()).device)
     assert rows["cut"][5] == f"{measure_cost(model, frames).macs / 1e9:.1f}"
-    mean = sum(count_macs_by(lambda m, batch=batch: m(batch), model)["thop"].total for batch in frames) / len(frames)
+    mean = sum(count_layers(lambda m, batch=batch: m(batch), model)["thop"].total for batch in frames) / len(frames)
     assert rows["cut"][3] == f"{mean / 1e9:.1f}"
     assert rows["cut"][4] == f"{100 * (mean / 30.2e9 - 1):+.1f} %"
     metrics = json.loads((run.evaluation("1", "val", "default") / "metrics.json").read_text())

@@ -133,7 +133,7 @@ def test_gradient_is_clipped_to_the_configured_norm(tmp_path, clip, expected):
     student = Student(scale=1000.0)
     loop = trainer(tmp_path, student, optimization=OptimizationConfig(lr=0.01, grad_norm_clip=clip))
     batch = collate([3, 5])
-    loop._train_step(batch)
+    loop.train_step(batch)
     norm = float(student.layer.weight.grad.norm())
     by_hand = torch.tensor([1000 * 4.0 + 1, 1000 * 1.0 + 1, 1000 * 2.0 + 1]).norm()  # mean x = (4, 1, 2), and 2 w
     assert norm == pytest.approx(float(by_hand) if expected is None else expected, rel=1e-4)
@@ -141,7 +141,7 @@ def test_gradient_is_clipped_to_the_configured_norm(tmp_path, clip, expected):
 
 def test_gradient_below_the_limit_is_left_alone(tmp_path):
     student = Student()
-    trainer(tmp_path, student, optimization=OptimizationConfig(lr=0.01, grad_norm_clip=10.0))._train_step(
+    trainer(tmp_path, student, optimization=OptimizationConfig(lr=0.01, grad_norm_clip=10.0)).train_step(
         collate([3, 5])
     )
     torch.testing.assert_close(student.layer.weight.grad, torch.tensor([[5.0, 2.0, 3.0]]))
@@ -150,7 +150,7 @@ def test_gradient_below_the_limit_is_left_alone(tmp_path):
 def test_first_step_is_adamw_by_hand(tmp_path):
     student = Student()
     loop = trainer(tmp_path, student, optimization=OptimizationConfig(lr=0.1, weight_decay=0.2, div_factor=10.0))
-    loop._train_step(collate([3, 5]))
+    loop.train_step(collate([3, 5]))
     decayed = 0.5 * (1 - 0.01 * 0.2)  # decoupled decay at the first learning rate, 0.1 / 10
     torch.testing.assert_close(weights(student), torch.full((1, 3), decayed - 0.01))  # Adam's first step is its rate
 

@@ -99,7 +99,8 @@ class World:
     def argv(self, tool: str, name: str, tag: str) -> list[str]:
         """The flags that every test passes."""
         argv = ["--cfg", self.cfg(name), "--extra_tag", tag, "--output_dir", str(self.root / "output")]
-        return argv if tool == "prune" else [*argv, "--workers", "0", "--device", "cpu"]
+        argv += ["--device", "cpu"]
+        return argv if tool in ("prune", "profile") else [*argv, "--workers", "0"]
 
     def variant(self, name: str, folder: Path, tree: dict[str, Any], title: str | None = None) -> str:
         """Write a configuration that changes some keys of another one and give its path."""
@@ -176,8 +177,9 @@ def write_yaml(path: Path, tree: dict[str, Any]) -> None:
 
 @cache
 def tool(name: str) -> Any:
-    """Import a script of ``tools``."""
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", PROJECT / "tools" / f"{name}.py")
+    """Import a script of ``tools`` or ``benchmarks``."""
+    file = next(path for folder in ("tools", "benchmarks") if (path := PROJECT / folder / f"{name}.py").is_file())
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -186,7 +188,7 @@ def tool(name: str) -> Any:
 
 
 def command(name: str, *argv: Any) -> Outcome:
-    """Run a script of ``tools`` in this process, as its last line does."""
+    """Run a script of ``tools`` or ``benchmarks`` in this process, as its last line does."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run_command(tool(name).main, [str(word) for word in argv])

@@ -343,8 +343,8 @@ def refined(name="one part", k=NUM_CELLS, thresh=0.0, nms=None, **settings):
     post = {"MAX_OBJ_PER_SAMPLE": k, "SCORE_THRESH": thresh, "NMS_CONFIG": nms}
     head = center_head(PARTS[name], name="CenterHeadIoU", POST_PROCESSING=post)
     for part in head.heads_list:
-        part.iou[-1].weight.data *= 2
-        part.iou[-1].bias.data = torch.linspace(-2.5, -0.5, len(part.iou[-1].bias))
+        torch.nn.init.kaiming_normal_(part.iou[-1].weight).data.mul_(2)
+        part.iou[-1].bias.data = torch.linspace(-0.5, -2.5, len(part.iou[-1].bias))
     head.iou_refinement = IoURefinement(**settings)
     return head
 

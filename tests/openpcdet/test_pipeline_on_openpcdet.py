@@ -18,7 +18,7 @@ from tiny_world import make_world  # noqa: E402
 
 from cakdp_ext.engine.build import restore_student  # noqa: E402
 from cakdp_ext.engine.data import build_split  # noqa: E402
-from cakdp_ext.engine.prune import unpruned_student  # noqa: E402
+from cakdp_ext.engine.score import unpruned_student  # noqa: E402
 from cakdp_ext.pruning import load_plan, load_scores, model_fingerprint  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("openpcdet")

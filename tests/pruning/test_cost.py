@@ -16,13 +16,16 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cakdp_ext.pruning import (
+    ACTIVATIONS,
     EXACT,
+    REST,
     THOP,
     cost,
+    count_layers,
     count_macs,
-    count_macs_by,
     count_parameters,
     measure_latency,
+    measure_parts,
     peak_memory,
 )
 from cakdp_ext.pruning.rulebooks import num_pairs
@@ -56,7 +59,7 @@ def test_dense_layers_by_the_papers_counter():
         nn.Flatten(),
         nn.Linear(4 * 10 * 14, 5),
     )
-    counts = count_macs_by(lambda m: m(torch.randn(2, 3, 10, 14)), net)
+    counts = count_layers(lambda m: m(torch.randn(2, 3, 10, 14)), net)
     assert counts[EXACT].layers == count_macs(lambda m: m(torch.randn(2, 3, 10, 14)), net).layers
     assert counts[THOP].layers == {
         "0": 2 * 5 * 7 * 8 * 3 * 9,
@@ -72,10 +75,20 @@ def test_sparse_layers_by_the_papers_counter():
     up = spconv.SparseInverseConv3d(5, 4, 3, bias=False, indice_key="down")
     with torch.no_grad():
         num_out = len(net.eval()(sparse_input()).features)
-    counts = count_macs_by(lambda m: m(sparse_input()), nn.Sequential(*net, up))
+    counts = count_layers(lambda m: m(sparse_input()), nn.Sequential(*net, up))
     exact, thop = counts[EXACT].layers, counts[THOP].layers
     assert exact["0"] == exact["1"] > 0
     assert thop == {"0": exact["0"] + num_out, "1": 0}
+
+
+def test_activations_are_what_layers_output():
+    dense = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4 * 6, 5))
+    counts = count_layers(lambda m: m(torch.randn(2, 3, 6, 8)), dense)[ACTIVATIONS]
+    assert counts.layers == {"0": 2 * 8 * 4 * 6, "4": 2 * 5}
+    sparse = nn.Sequential(spconv.SparseConv3d(4, 5, 3, stride=2, padding=1, indice_key="down"))
+    with torch.no_grad():
+        num_out = len(sparse.eval()(sparse_input()).features)
+    assert count_layers(lambda m: m(sparse_input()), sparse)[ACTIVATIONS].total == 5 * num_out
 
 
 def test_dense_layers_against_torchs_own_counter():
@@ -170,6 +183,34 @@ def test_latency_of_a_known_wait():
     assert stats.iterations == 10
 
 
+def test_parts_take_what_they_wait_and_the_rest_is_outside():
+    class Waiting(nn.Module):
+        def __init__(self, seconds):
+            super().__init__()
+            self.seconds = seconds
+
+        def forward(self):
+            time.sleep(self.seconds)
+            return self.seconds
+
+    parts = {"short": Waiting(0.004), "twice": Waiting(0.008), "never": Waiting(1.0)}
+
+    def run():
+        assert parts["short"]() == 0.004
+        time.sleep(0.03)
+        parts["twice"]()
+        parts["twice"]()
+
+    costs = measure_parts(run, parts, warmup=1, iterations=3)
+    assert list(costs) == [*parts, REST]
+    p50 = {name: cost.latency.p50 for name, cost in costs.items()}
+    assert p50["never"] == 0
+    assert 4 <= p50["short"] < 16 <= p50["twice"] < p50[REST]
+    assert 30 <= p50[REST]
+    assert {cost.latency.iterations for cost in costs.values()} == {3}
+    assert "forward" not in parts["short"].__dict__
+
+
 def test_latency_needs_a_call():
     with pytest.raises(ValueError, match="iterations >= 1, got 10 and 0"):
         measure_latency(lambda: None, iterations=0)
@@ -211,3 +252,13 @@ def test_sparse_pairs_on_cuda_are_those_on_cpu():
     moved = batch.to("cuda")
     on_gpu = count_macs(lambda m: m(moved), SparseUNet().cuda()).layers
     assert on_gpu == on_cpu
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_parts_on_cuda_have_their_own_peaks():
+    net = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 4096)).cuda()
+    rows = torch.randn(4096, 64, device="cuda")
+    costs = measure_parts(lambda: net(rows), dict(net.named_children()), warmup=1, iterations=2, device="cuda")
+    assert costs["1"].memory - costs["0"].memory > 2**25  # its output has 64 MiB, that of the other 1
+    assert costs[REST].memory is None

@@ -233,7 +233,7 @@ def test_only_criteria_that_rank_can_plan_from_scores():
 
 def test_a_plan_is_named_as_in_the_paper():
     plan = plan_from_scores(scores_of(a=[1.0, 2.0]), graph_of(a=2), 0.5)
-    config = PruningConfig(0.5, ModelSource("a.yaml", "a.pth"))
+    config = PruningConfig(ModelSource("a.yaml", "a.pth"), 0.5)
     assert criterion_of(plan) == criterion_of(plan, config) == "CaPr"
     assert criterion_of(plan, replace(config, initial_weights="random")) == "RD-CaPr"
     share = proportional_plan(graph_of(a=2), 0.5)

@@ -104,7 +104,14 @@ def test_every_tool_names_a_missing_yaml_in_one_line(tool, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("script", ["dist_train.sh", "dist_test.sh", "dist_compress.sh"])
+def test_no_tool_hides_the_standard_librarys_profile():
+    """A script has its own folder in front of the standard library, and torch imports cProfile."""
+    done = python(f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import cProfile; cProfile.run('1 + 1')")
+    assert done.returncode == 0, done.stderr
+    assert "function calls" in done.stdout
+
+
+@pytest.mark.parametrize("script", ["dist_train.sh", "dist_test.sh", "dist_compress.sh", "dist_score_filters.sh"])
 def test_shell_scripts_explain_themselves(script):
     done = subprocess.run(["bash", ROOT / "tools" / script], capture_output=True, text=True)
     assert done.returncode == 2

@@ -32,7 +32,7 @@ from cakdp_ext.pruning import (
     PruningConfig,
     apply_plan_,
     channel_graph,
-    count_macs_by,
+    count_layers,
     count_parameters,
     load_plan,
     plan_from_scores,
@@ -135,14 +135,17 @@ class Measurer:
         file = Path(pruning.plan or of_run)
         if file.is_file():
             return load_plan(file), file.name
-        ratio, least = pruning.keep_ratio, pruning.min_filters
+        if pruning.keep_ratio is None:
+            return None, "?"  # its budget is searched by tools/prune.py
+        rules: dict[str, Any] = pruning.rules.as_dict()
         if pruning.criterion == PROPR:
-            return proportional_plan(graph(), ratio, min_filters=least), PROPR
+            return proportional_plan(graph(), pruning.keep_ratio, **rules), PROPR
         scores = pruning.scores or self._scores_of(source_file(pruning.student, config.CONFIG_FILE).resolve())
         if scores is None:
             return None, "?"
         values = named_scores(scores, graph())
-        return plan_from_scores(values, graph(), ratio, criterion=pruning.criterion, min_filters=least), "scores"
+        plan = plan_from_scores(values, graph(), pruning.keep_ratio, criterion=pruning.criterion, **rules)
+        return plan, "scores"
 
     def _scores_of(self, student: Path) -> str | None:
         """The scores that were given for a student's YAML."""
@@ -187,7 +190,7 @@ def mean_macs(model: nn.Module, frames: list[Batch]) -> dict[str, float]:
         network(batch)
 
     with torch.inference_mode():
-        counts = [count_macs_by(partial(call, batch=batch), model) for batch in frames]
+        counts = [count_layers(partial(call, batch=batch), model, (EXACT, THOP)) for batch in frames]
     return {name: float(np.mean([count[name].total for count in counts])) for name in (EXACT, THOP) if counts}
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+
+import numpy as np
 import pytest
 import torch
 from both_engines import SCORE, UNTIED, assert_same_detections, assert_same_gradients
@@ -9,7 +12,7 @@ from torch import nn
 
 from cakdp_ext.detectors.roi_heads import RoiTargets
 from cakdp_ext.openpcdet.batches import to_batch_dict
-from cakdp_ext.pruning import channel_graph
+from cakdp_ext.pruning import PLAIN_SCORING, FrameGaps, channel_graph, class_logits
 from cakdp_ext.types import Detections, TrainingOutput
 
 DENSE = 1e-4
@@ -63,6 +66,19 @@ def test_channels_are_traced_alike(both):
     assert [layer.name for layer in found.prunable] == [layer.name for layer in wanted.prunable]
     assert found.groups == wanted.groups
     assert not theirs.training
+
+
+def test_filters_are_scored_alike_and_the_fast_way(both):
+    theirs, ours = both.pair("second")
+    batch, graph = both.batch(2), channel_graph(ours, both.geometry)
+    some = range(0, len(graph.groups), 23)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="filters are scored by repeating")
+        rows = [FrameGaps(model, class_logits, graph).measure(batch, some)[0] for model in (theirs, ours)]
+    plain = FrameGaps(theirs, class_logits, graph, method=PLAIN_SCORING).measure(batch, some)[0]
+    for row in rows:
+        np.testing.assert_allclose(row, plain, rtol=1e-3, atol=1e-7)
+    assert np.nanmax(plain) > 1e-4
 
 
 def test_second_trains_alike(both):

@@ -1,0 +1,157 @@
+"""What do filter scores cost? The plain definition of Eq. 4, the exact short cut and the race, side by side.
+
+After ``make demo``: ``python benchmarks/scoring.py``. After ``make real``, at full size on real frames:
+``python benchmarks/scoring.py --cfg cfgs/kitti/few_frames/second_cakdp.yaml --frames 5 --plain_share 0.01``
+
+"Plain" runs the whole network up to the class logits for every filter: no boxes, no NMS. A share of the filters, spread
+evenly over all layers, is timed on the first frame; the rest is taken to cost as much.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from cakdp_ext.config import load_config
+from cakdp_ext.cpu_memory import keep_freed_memory
+from cakdp_ext.datasets import collate
+from cakdp_ext.engine.data import one_frame
+from cakdp_ext.engine.score import scoring_frames, unpruned_student
+from cakdp_ext.pruning import (
+    PLAIN_SCORING,
+    FrameGaps,
+    RaceRules,
+    Standing,
+    channel_graph,
+    class_logits,
+    count_macs,
+    decide,
+    peak_memory,
+)
+from cakdp_ext.pruning.incremental import IncrementalReplay
+
+
+class Raced(NamedTuple):
+    """How a race went: wall-clock seconds, share of all gaps that it measured, agreement stated and true."""
+
+    seconds: float
+    measured: float
+    stated: float
+    true: float
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg", default="cfgs/synthetic/second_cakdp.yaml", help="YAML with MODEL.PRUNING")
+    parser.add_argument("--frames", type=int, default=16, help="of MODEL.PRUNING.SPLIT, evenly spaced")
+    parser.add_argument("--plain_share", type=float, default=0.05, help="of the filters, for the plain definition")
+    parser.add_argument("--ratios", type=float, nargs="*", default=[0.3, 0.5, 0.75], help="keep ratios to race for")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--set", dest="overrides", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    keep_freed_memory()
+    config = load_config(args.cfg, args.overrides)
+    config.MODEL.PRUNING.NUM_FRAMES = args.frames
+    dataset = scoring_frames(config)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = unpruned_student(config, dataset.geometry).to(device).eval()
+    graph = channel_graph(model, dataset.geometry)
+    batches = [one_frame(dataset, i).to(device) for i in range(len(dataset))]
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {args.threads} threads"
+    print(f"{graph.num_filters} filters in {len(graph.groups)} decisions, {len(batches)} frames, {where}")
+    step = collate([dataset[i] for i in range(min(config.OPTIMIZATION.BATCH_SIZE_PER_GPU, len(dataset)))]).to(device)
+    bench(model, graph, batches, args, peak_of_training_step(model, step, device))
+
+
+def bench(model, graph, batches, args, training):
+    """Time the three ways and print them, and the memory beside that of ``training``, one step."""
+    device = batches[0].voxels.device
+    plain_rate, row, numbers = plain(model, graph, batches[0], args.plain_share)
+    with peak_memory(device) as peak:
+        exact_seconds, gaps = exact(model, graph, batches)
+    worst = (np.abs(gaps[0, numbers] - row) / np.maximum(row, 1e-9)).max()
+    total = plain_rate * len(graph.groups) * len(batches)
+    print(f"plain  {total:9.1f} s   {len(numbers)} decisions timed, {1e3 * plain_rate:.0f} ms each, and scaled")
+    print(f"exact  {exact_seconds:9.1f} s   {total / exact_seconds:6.1f} times as fast   "
+          f"largest relative difference to plain {worst:.1e}")  # fmt: skip
+    for ratio in args.ratios:
+        raced = race(model, graph, batches, gaps, ratio)
+        print(f"race   {raced.seconds:9.1f} s   {total / raced.seconds:6.1f} times as fast   keep {ratio}: "
+              f"{raced.measured:.0%} of the gaps, agreement {raced.true:.2%} ({raced.stated:.2%} stated)")  # fmt: skip
+    print(f"multiply-accumulates avoided by exact scoring: {avoided(model, graph, batches[0]):.1%} of the plain ones")
+    if peak.num_bytes and training.num_bytes:
+        print(f"peak memory: exact scoring {peak.num_bytes / 2**30:.2f} GiB, one training step "
+              f"{training.num_bytes / 2**30:.2f} GiB")  # fmt: skip
+
+
+def plain(model, graph, batch, share):
+    """Give seconds a decision, the gaps found, and of which decisions."""
+    step = max(round(1 / share), 1)
+    numbers = np.arange(0, len(graph.groups), step)
+    gaps = FrameGaps(model, class_logits, graph, method=PLAIN_SCORING)
+    gaps.measure(batch, numbers[:1])
+    seconds, row = timed(lambda: gaps.measure(batch, numbers))
+    return seconds / (len(numbers) + 1), row[0, numbers], numbers  # the complete network is run once, too
+
+
+def exact(model, graph, batches):
+    """Score all filters on all frames; give seconds and ``(frames, groups)`` gaps."""
+    gaps = FrameGaps(model, class_logits, graph)
+    return timed(lambda: np.concatenate([gaps.measure(batch) for batch in tqdm(batches, "exact", leave=False)]))
+
+
+def race(model, graph, batches, exact_gaps, ratio):
+    """Race for a keep ratio and compare what it keeps with what the exact gaps keep."""
+    rules, gaps = RaceRules(ratio), FrameGaps(model, class_logits, graph)
+    order = np.random.default_rng(0).permutation(len(batches))
+    measured = np.full_like(exact_gaps, np.nan)
+    standing, start = Standing.start(len(graph.groups)), time.perf_counter()
+    for stage in rules.stages(len(batches)):
+        for i in stage:
+            measured[i] = gaps.measure(batches[order[i]], standing.open)[0]
+        standing = decide(standing, measured[: stage.stop], len(batches), rules)
+        if standing.agreement >= rules.agreement or not len(standing.open):
+            break
+    seconds, number = time.perf_counter() - start, int(ratio * len(graph.groups))
+    is_known = ~np.isnan(measured)
+    means = np.where(is_known, measured, 0).sum(axis=0) / np.maximum(is_known.sum(axis=0), 1)
+    kept = set(np.lexsort((-means, -standing.decided))[:number].tolist())
+    wanted = set(np.argsort(-exact_gaps.mean(axis=0), kind="stable")[:number].tolist())
+    return Raced(seconds, float(is_known.mean()), standing.agreement, len(kept & wanted) / number)
+
+
+def avoided(model, graph, batch):
+    """Share of the plain definition's multiply-accumulates that exact scoring does without, on one frame."""
+    replay = IncrementalReplay(model, lambda: class_logits(model, batch), graph)
+    with replay.opened():
+        for start in range(0, len(graph.groups), replay.num_together):
+            replay.gaps(graph.groups[start : start + replay.num_together])
+        spent = replay.macs
+    return 1 - spent / (count_macs(lambda network: class_logits(network, batch), model).total * len(graph.groups))
+
+
+def peak_of_training_step(model, batch, device):
+    """Measure the memory of one forward and backward of the student, with its YAML's frames a step."""
+    model.train()
+    with peak_memory(device) as peak:
+        sum(model(batch).losses.values()).backward()
+    model.zero_grad(set_to_none=True)
+    model.eval()
+    return peak
+
+
+def timed(call: Callable):
+    start = time.perf_counter()
+    result = call()
+    return time.perf_counter() - start, result
+
+
+if __name__ == "__main__":
+    main()
