@@ -158,7 +158,7 @@ class FirstStage(nn.Module):
     """
 
     sections: ClassVar[frozenset[str]] = frozenset(
-        "NAME VFE BACKBONE_3D MAP_TO_BEV BACKBONE_2D DENSE_HEAD POST_PROCESSING DISTILL PRUNING".split()
+        "NAME VFE BACKBONE_3D MAP_TO_BEV BACKBONE_2D DENSE_HEAD POST_PROCESSING DISTILL PRUNING WIDTH".split()
     )
     global_step: Tensor
     post_processing: CommonPostProcessing

@@ -131,6 +131,20 @@ class SitesByCell:
         return self.rows[cells.clamp(min=0)], (cells >= 0) & ~self.is_empty[cells.clamp(min=0)]
 
 
+@functools.lru_cache(maxsize=4)  # tensors are hashed by identity, and kept alive here
+@torch.no_grad()
+def map_grid(centers: Tensor) -> CellGrid:
+    """Find the cells of a whole map; computed once for a tensor, see :func:`match_sites`.
+
+    Args:
+        centers: ``(A, 2)`` metric x, y of the cells behind a head's predictions.
+
+    Raises:
+        ConfigError: where they tell no grid.
+    """
+    return CellGrid.behind(centers, "head")
+
+
 @functools.lru_cache(maxsize=2)  # tensors are hashed by identity, and kept alive here
 @torch.no_grad()
 def sites_by_cell(centers: Tensor) -> SitesByCell:

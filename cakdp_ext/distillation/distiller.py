@@ -15,7 +15,16 @@ from cakdp_ext.distillation.config import DistillConfig
 from cakdp_ext.distillation.methods import DistillMethod, DistillOutput, Lesson, find_method
 from cakdp_ext.distillation.teacher import FrozenTeacher, SecondStage
 from cakdp_ext.taps import Taps
-from cakdp_ext.types import Batch, LidarGeometry, OneStageStudent, Role, Roles, Teacher
+from cakdp_ext.types import (
+    Batch,
+    EncodedScene,
+    LidarGeometry,
+    OneStageStudent,
+    PredictionSites,
+    Role,
+    Roles,
+    Teacher,
+)
 
 
 @dataclass(frozen=True)
@@ -121,14 +130,36 @@ class Distiller(nn.Module):
         """What both detectors show; the second stage is the teacher's alone."""
         return self.roles - {Role.SECOND_STAGE}
 
-    def forward(self, batch: Batch, student: Taps) -> Taught:
-        """Let the teacher look at a batch, and every method compare.
+    @property
+    def inherits(self) -> str | None:
+        """Which of the teacher's filters the student's first weights are taken from; None leaves it its own."""
+        return next((method.inherits for method in self.each.values() if method.inherits is not None), None)
+
+    def look(self, batch: Batch) -> EncodedScene:
+        """Let the teacher look at a batch, as far as the methods need it."""
+        return self.teacher.encode(batch, self.shown)
+
+    def targets(self, batch: Batch, encoded: EncodedScene, student: PredictionSites) -> Batch:
+        """Let the methods say what the student shall find, see :meth:`DistillMethod.targets`.
 
         Args:
-            batch: that the student saw.
-            student: what it shows of it, with gradient.
+            batch: B frames.
+            encoded: of :meth:`look`.
+            student: where its predictions sit.
         """
-        encoded = self.teacher.encode(batch, self.shown)
+        for method in self.each.values():
+            batch = method.targets(batch, encoded.taps, student)
+        return batch
+
+    def forward(self, batch: Batch, student: Taps, encoded: EncodedScene | None = None) -> Taught:
+        """Let every method compare.
+
+        Args:
+            batch: that the student saw, with the data set's own objects.
+            student: what it shows of it, with gradient.
+            encoded: of :meth:`look`; None lets the teacher look now.
+        """
+        encoded = self.look(batch) if encoded is None else encoded
         return self.compare(Lesson(batch, student, encoded.taps, SecondStage(self.teacher, encoded)))
 
     def compare(self, lesson: Lesson) -> Taught:

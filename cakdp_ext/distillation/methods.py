@@ -51,6 +51,8 @@ class DistillMethod(nn.Module):
     Attributes:
         Config: frozen dataclass of the method's keys; keys that SKD has too should mean the same.
         taps: what both detectors must show; an instance may change it, as its keys ask.
+        inherits: which of the teacher's filters the student's first weights are taken from, ``largest`` or ``first``;
+            None leaves it its own. An instance may change it too.
 
     Args:
         config: an instance of ``Config``.
@@ -58,6 +60,7 @@ class DistillMethod(nn.Module):
 
     Config: ClassVar[type] = NoOptions
     taps: Roles
+    inherits: str | None = None
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -82,6 +85,20 @@ class DistillMethod(nn.Module):
         Raises:
             ConfigError: where no projector can help.
         """
+
+    def targets(self, batch: Batch, teacher: Taps, student: PredictionSites) -> Batch:
+        """Say what the student shall find in a batch; by default, its objects.
+
+        Args:
+            batch: with the objects of the data set, by the student's labels.
+            teacher: what the teacher shows of it.
+            student: where the student's predictions sit, with its classes.
+
+        Returns:
+            The batch, or one that differs in its objects: those of the data set first in each frame and in their
+            order, others behind them, padding (label -1) last. A :class:`Lesson` holds the data set's own.
+        """
+        return batch
 
     def forward(self, lesson: Lesson) -> DistillOutput:
         """Compare the student with the teacher.

@@ -11,6 +11,8 @@ from cakdp_ext import ops
 from cakdp_ext.distillation.config import SkdConfig
 from cakdp_ext.types import DensePredictions
 
+STUDENT_ADVICE = "lower the learning rate, or look for a bad frame or batch norm"
+
 
 @dataclass(frozen=True)
 class Representatives:
@@ -47,7 +49,7 @@ def select_representatives(predictions: DensePredictions, config: SkdConfig) -> 
         CaKDP, Section 3.2, Fig. 3(b).
     """
     logits = predictions.cls_logits.detach()
-    check_finite(logits, "the student's class logits", "lower the learning rate, or look for a bad frame or batch norm")
+    check_finite(logits, "the student's class logits", STUDENT_ADVICE)
     best = logits.max(dim=2)
     scores = best.values.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
     frames, rows, ranks = ops.nms_in_frames(

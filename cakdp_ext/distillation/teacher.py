@@ -47,6 +47,11 @@ class FrozenTeacher:
         """Where the predictions of its first stage sit."""
         return self._detector.sites
 
+    @property
+    def module(self) -> nn.Module:
+        """The detector itself; it is not to be changed."""
+        return self._module
+
     def encode(self, batch: Batch, roles: Roles = PREDICTIONS) -> EncodedScene:
         """Run the first stage as far as the roles need it; no proposals, no NMS, no gradient."""
         self._module.eval()

@@ -13,7 +13,7 @@ from torch import Tensor
 from cakdp_ext.config import ConfigError
 from cakdp_ext.distillation.classes import class_order
 from cakdp_ext.distillation.comparison import TEACHER_ADVICE
-from cakdp_ext.distillation.matching import match_sites
+from cakdp_ext.distillation.matching import match_sites, require_homogeneous
 from cakdp_ext.distillation.methods import DistillMethod, DistillOutput, Lesson, register_method
 from cakdp_ext.distillation.representatives import check_finite
 from cakdp_ext.taps import BoxCodes, Taps
@@ -77,18 +77,7 @@ class VanillaKD(DistillMethod):
 
     def check(self, student: PredictionSites, teacher: PredictionSites) -> None:
         """Refuse heads that are not homogeneous."""
-        kinds = ["a center head" if sites.anchors is None else "an anchor head" for sites in (student, teacher)]
-        if kinds[0] != kinds[1]:
-            raise ConfigError(
-                f"VanillaKD compares heads of one kind, the student has {kinds[0]}, the teacher {kinds[1]}; give both "
-                "the same DENSE_HEAD, or use METHOD SKD"
-            )
-        match_sites(student, teacher)
-        if self.config.box_weight > 0 and student.stride != teacher.stride:
-            raise ConfigError(
-                f"BOX_WEIGHT compares boxes cell by cell, the student's map has stride {student.stride}, the teacher's "
-                f"{teacher.stride}; give both the same stride, or make BOX_WEIGHT 0"
-            )
+        require_homogeneous("VanillaKD", student, teacher, with_boxes=self.config.box_weight > 0)
 
     def forward(self, lesson: Lesson) -> DistillOutput:
         """Compare student and teacher on one batch.
@@ -119,7 +108,7 @@ class VanillaKD(DistillMethod):
         """Give the weighted terms ``(B, A, P)`` of the boxes of every part."""
         order = part_order(student.boxes, teacher.boxes)
         codes = matched_rows(student.sites, teacher.sites, teacher.boxes.values)[:, :, order]
-        score = _score_of_parts(targets.sigmoid(), student.boxes, student.sites)
+        score = weights_of_parts(targets.sigmoid(), student.boxes, student.sites)
         weight = score.where(score > self.config.positive_thresh, 0)
         return weight * box_terms(student.boxes.values, codes, is_residual=student.sites.anchors is not None)
 
@@ -204,8 +193,8 @@ def part_order(student: BoxCodes, teacher: BoxCodes) -> list[int]:
     return [theirs.index(part) for part in ours]
 
 
-def _score_of_parts(scores: Tensor, boxes: BoxCodes, sites: PredictionSites) -> Tensor:
-    """Give the best score ``(B, A, P)`` of the classes of every part."""
+def weights_of_parts(scores: Tensor, boxes: BoxCodes, sites: PredictionSites) -> Tensor:
+    """Give the highest ``(B, A, P)`` that ``scores (B, A, C)`` has among the classes of every part of a head."""
     if len(boxes.parts) == 1:
         return scores.amax(dim=2, keepdim=True)
     rows = [[sites.class_names.index(name) for name in part] for part in boxes.parts]

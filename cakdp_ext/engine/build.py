@@ -24,7 +24,9 @@ from cakdp_ext.pruning import (
     inherit_weights,
     load_plan,
     plan_from_dict,
+    read_width,
     require_match,
+    require_width,
 )
 from cakdp_ext.types import LidarGeometry, PruningPlan
 
@@ -88,7 +90,7 @@ def reads_points(config: Mapping[str, Any]) -> bool:
 
 
 def build_full(config: Mapping[str, Any], geometry: LidarGeometry) -> nn.Module:
-    """Build the network that the YAML describes, unpruned, with random weights.
+    """Build the network that the YAML describes, unpruned but as narrow as MODEL.WIDTH says, with random weights.
 
     Raises:
         ConfigError: for anything in ``MODEL`` that cannot be used, our own sections included.
@@ -138,6 +140,7 @@ def restore_student(config: Mapping[str, Any], geometry: LidarGeometry, ckpt: st
     """
     content, file = read_checkpoint(ckpt), find_checkpoint(ckpt)
     plan = plan_from_dict(content["pruning"]) if content.get("pruning") else None
+    require_width(content, read_width(config["MODEL"]), file)
     pruning, model = pruning_config(config), build_full(config, geometry)
     try:
         require_match(pruning, plan, str(config["CONFIG_FILE"]))

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from cakdp_ext.checkpoint import PROJECTORS, load_weights
 from cakdp_ext.config import ConfigError
 from cakdp_ext.distillation import DistillConfig, Distiller, FrozenTeacher
+from cakdp_ext.pruning import guide_weights_
 from cakdp_ext.taps import Taps
-from cakdp_ext.types import Batch, OneStageStudent, Role, TrainingOutput
+from cakdp_ext.types import Batch, LidarGeometry, OneStageStudent, Role, TrainingOutput
 
 
 class TrainingStep(nn.Module):
@@ -47,11 +48,21 @@ class TrainingStep(nn.Module):
         After the demo bfloat16 moves the teacher's logits by 0.04 (root mean square), where they are 0.78 away from the
         student's: 0.3 % of the loss, and float16 is eight times finer.
         """
-        output: TrainingOutput = self.student(batch)
-        losses = dict(output.losses)
-        if self.distiller is not None:
-            losses.update(self.distiller(batch, self._shown(output, self.distiller)).losses)
-        return losses
+        if self.distiller is None:
+            return dict(self.student(batch).losses)
+        encoded = self.distiller.look(batch)
+        sites = cast(OneStageStudent, self.student).sites
+        output: TrainingOutput = self.student(self.distiller.targets(batch, encoded, sites))
+        return {**output.losses, **self.distiller(batch, self._shown(output, self.distiller), encoded).losses}
+
+    def start_from_teacher(self, geometry: LidarGeometry) -> None:
+        """Give the student the first weights that a method of its teacher wants it to have, if one does.
+
+        Raises:
+            ConfigError: where the teacher has no such weights.
+        """
+        if self.distiller is not None and self.distiller.inherits is not None:
+            guide_weights_(self.student, self.distiller.teacher.module, self.distiller.inherits, geometry)
 
     def projectors(self) -> dict[str, dict[str, Tensor]]:
         """Give what a checkpoint keeps of what is trained beside the student, for a resume only; nothing without."""

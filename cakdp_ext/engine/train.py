@@ -27,7 +27,7 @@ from cakdp_ext.engine.runs import LOG, RunFolder
 from cakdp_ext.engine.schedule import OptimizationConfig
 from cakdp_ext.engine.step import TrainingStep
 from cakdp_ext.engine.trainer import Trainer, TrainOptions
-from cakdp_ext.pruning import criterion_of, first_difference, load_plan, plan_to_dict
+from cakdp_ext.pruning import criterion_of, first_difference, load_plan, plan_to_dict, read_width, width_entry
 from cakdp_ext.types import Batch, LidarGeometry, PruningPlan
 
 
@@ -92,12 +92,14 @@ def train(config: EasyDict, run: RunFolder, place: Workers, request: TrainReques
         load_weights(student.model, read_checkpoint(file)["model_state"], file)
     student.model.to(place.device)
     step = TrainingStep(student.model, build_teacher(config, dataset.geometry, place.device), distill)
+    if not (request.pretrained_model or _inherits(config)):
+        step.start_from_teacher(dataset.geometry)
     forward = _wrapped(step, place, request.sync_bn)
     torch.manual_seed(request.seed + 1 + place.rank)
     loader, sampler = training_loader(
         dataset, place, batch_size=batch_size, num_workers=request.num_workers, seed=request.seed
     )
-    extra: dict[str, Any] = {"settings": identity_of(config, request)}
+    extra: dict[str, Any] = {"settings": identity_of(config, request), **width_entry(read_width(config.MODEL))}
     if student.plan:
         extra["pruning"] = plan_to_dict(student.plan)
     trainer = Trainer(step, loader, sampler, place, run, optimization, options, extra, forward)
@@ -108,6 +110,12 @@ def train(config: EasyDict, run: RunFolder, place: Workers, request: TrainReques
     _announce(config, student, dataset.geometry, trainer)
     trainer.fit()
     return student
+
+
+def _inherits(config: EasyDict) -> bool:
+    """Tell whether the student begins with the weights of a trained one that was cut."""
+    pruning = pruning_config(config)
+    return pruning is not None and pruning.initial_weights == "inherited"
 
 
 def identity_of(config: EasyDict, request: TrainRequest) -> dict[str, str]:

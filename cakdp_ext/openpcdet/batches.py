@@ -67,6 +67,26 @@ def to_batch(data: Mapping[str, Any]) -> OpenPCDetBatch:
     )
 
 
+def with_targets(given: Any, scene: Batch, targets: Batch) -> Any:
+    """Give what a detector was given, with other objects; further columns of the first ones, such as velocities, stay.
+
+    Args:
+        given: a ``batch_dict``, or a batch.
+        scene: the same as a batch.
+        targets: ``scene``, or a batch with its objects first in each frame and in their order, and others behind them.
+    """
+    if targets is scene or (isinstance(given, Batch) and not isinstance(given, OpenPCDetBatch)):
+        return given if targets is scene else targets
+    data = to_batch_dict(scene)
+    rows, old = targets.gt_boxes.shape[1], data["gt_boxes"]
+    objects = old.new_zeros(len(old), rows, old.shape[2])
+    kept = min(rows, old.shape[1])
+    objects[:, :kept] = old[:, :kept]
+    objects[..., :7], objects[..., -1] = targets.gt_boxes, targets.gt_labels + 1
+    data["gt_boxes"] = objects
+    return to_batch(data) if isinstance(given, Batch) else data
+
+
 def _no_voxels(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return points.new_zeros(0, 1, points.shape[1] - 1), points.new_zeros(0, 4), points.new_zeros(0)
 

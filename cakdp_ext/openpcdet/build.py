@@ -43,7 +43,13 @@ def build_detector(model_cfg: Mapping[str, Any], class_names: Sequence[str], geo
     if tree.get("NAME") not in known:
         raise ConfigError(f"OpenPCDet has no detector {tree.get('NAME')!r}; it has {', '.join(known)}")
     dataset = as_dataset(class_names, geometry)
-    model: nn.Module = with_faces(known[tree.NAME])(model_cfg=tree, num_class=len(class_names), dataset=dataset)
+    detector = known[tree.NAME]
+    if tree.get("WIDTH") and not getattr(detector, "is_student", False):
+        raise ConfigError(
+            f"MODEL.WIDTH: {tree.NAME} is OpenPCDet's own, which passes over that; use MODEL.NAME: SECONDNetCaKDP or "
+            "CenterPointCaKDP"
+        )
+    model: nn.Module = with_faces(detector)(model_cfg=tree, num_class=len(class_names), dataset=dataset)
     return model.cuda() if torch.cuda.is_available() else model
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cakdp_ext.checkpoint import PLAN_KEY, CheckpointError, load_weights, pack_plan, read_checkpoint, unpack_plan
 from cakdp_ext.config import ConfigError, from_node
-from cakdp_ext.openpcdet.batches import to_batch
+from cakdp_ext.openpcdet.batches import to_batch, with_targets
 from cakdp_ext.openpcdet.center_heads import assign_by_part
 from cakdp_ext.openpcdet.dense import has_iou_branch, home_of, is_center_head
 from cakdp_ext.openpcdet.faces import DetectorFaces
@@ -23,18 +23,21 @@ from cakdp_ext.pruning import (
     cut_student_,
     inherit_weights,
     load_plan,
+    narrow_,
     plan_from_dict,
     plan_to_dict,
+    read_width,
+    require_width,
 )
 from cakdp_ext.refinement import IoURefinement
 from cakdp_ext.taps import Taps
-from cakdp_ext.types import Batch, PruningPlan
+from cakdp_ext.types import Batch, EncodedScene, PruningPlan
 
 _CURE = "use the YAML it was trained with"
 
 
 class CaKDPStudent(DetectorFaces):
-    """Mixin in front of a one-stage class of OpenPCDet's that obeys ``MODEL.PRUNING`` and ``MODEL.DISTILL``.
+    """Mixin in front of a one-stage class of OpenPCDet's that obeys ``MODEL.WIDTH``, ``PRUNING`` and ``DISTILL``.
 
     The plan is applied when the detector is built, so that OpenPCDet's optimizer, loops and logs see a plain, smaller
     network. Checkpoints carry it. The teacher is no submodule: it is in no checkpoint, no optimizer, no broadcast. The
@@ -48,6 +51,7 @@ class CaKDPStudent(DetectorFaces):
     Attributes:
         is_student: tells it from OpenPCDet's own detectors, which pass over our sections of MODEL.
         has_centers: whether it reads a CenterHead; else an AnchorHeadSingle.
+        width: MODEL.WIDTH, which it was built with; None at full width.
 
     Raises:
         ConfigError: where MODEL cannot be used, or the teacher cannot teach this student.
@@ -60,6 +64,7 @@ class CaKDPStudent(DetectorFaces):
     _distillation: Distillation | None = None
     _scene: Batch | None = None
     _seen: Mapping[str, Any] | None = None
+    _encoded: EncodedScene | None = None
     _refused: CheckpointError | None = None
     _file_plan: Mapping[str, Any] | None = None
 
@@ -72,9 +77,16 @@ class CaKDPStudent(DetectorFaces):
         )
         if post_processing.get("IOU_REFINEMENT"):
             self.iou_refinement.require_branch(has_iou_branch(self.dense_head), type(self.dense_head).__name__)
+        self.width = read_width(model_cfg)
+        if self.width is not None:
+            self.to(home_of(self.dense_head))  # type: ignore[attr-defined]
+            narrow_(self, self.width, self.geometry)  # type: ignore[arg-type]
         self._prune(model_cfg.get("PRUNING"), dataset)
         if model_cfg.get("DISTILL") and dataset.training:
             self._distillation = Distillation.of(model_cfg["DISTILL"], dataset)
+            pruning = model_cfg.get("PRUNING")
+            if not pruning or pruning.get("INITIAL_WEIGHTS") == "random":
+                self._distillation.start(self)
             self._distillation.prepare(self)
 
     def _check_head(self) -> None:
@@ -126,12 +138,14 @@ class CaKDPStudent(DetectorFaces):
             raise self._refused
         if not self.training or self._distillation is None:
             return super().forward(batch)
-        self._scene = batch if isinstance(batch, Batch) else to_batch(batch)
+        scene, distiller = batch if isinstance(batch, Batch) else to_batch(batch), self._distillation.distiller
         try:
+            self._scene, self._encoded = scene, distiller.look(scene)
+            batch = with_targets(batch, scene, distiller.targets(scene, self._encoded, self.sites))
             with watching(self.dense_head) as self._seen:
                 return super().forward(batch)
         finally:
-            self._scene = self._seen = None
+            self._scene = self._seen = self._encoded = None
 
     def get_training_loss(self) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
         """Give the task loss and, under a teacher, Eq. 7 with what it is made of."""
@@ -139,7 +153,7 @@ class CaKDPStudent(DetectorFaces):
             return super().get_training_loss()  # type: ignore[misc]
         shown = self._shown(self._distillation)
         loss, logged, messages = super().get_training_loss()  # type: ignore[misc]
-        taught = self._distillation.distiller(self._scene, shown)
+        taught = self._distillation.distiller(self._scene, shown, self._encoded)
         losses = {"distill_loss": taught.loss, **taught.losses}
         logged = {**logged, **{name: value.item() for name, value in losses.items()}}
         if taught.num_representatives is not None:
@@ -214,7 +228,9 @@ class CaKDPStudent(DetectorFaces):
     def _naming(self, filename: Any, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Load a file; keep a refusal for the next training step, in case that OpenPCDet's resume swallows it."""
         try:
-            self._file_plan = read_checkpoint(filename).get("pruning")
+            content = read_checkpoint(filename)
+            require_width(content, self.width, filename)
+            self._file_plan = content.get("pruning")
             result = load(filename, *args, **kwargs)
         except Exception as error:
             text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"

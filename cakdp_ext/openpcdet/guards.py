@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cakdp_ext.checkpoint import CheckpointError, epoch_checkpoints, epoch_of
 from cakdp_ext.config import ConfigError
 from cakdp_ext.openpcdet.stock import require_obeyed, warn_of_targets
+from cakdp_ext.pruning import width_entry
 
 LOG = logging.getLogger("cakdp_ext")
 Wrappers = Mapping[str, Callable[[Any], Any]]
@@ -118,12 +119,13 @@ class LoadingGuard:
         return build
 
     def save_checkpoint(self, original: Callable[..., None]) -> Callable[..., None]:
-        """Save a checkpoint whole or not at all, and what is trained beside the network with it."""
+        """Save a checkpoint whole or not at all; with it the network's width, and what is trained beside it."""
         whole = saving_whole(original)
 
         def save(state: Any, filename: Any = "checkpoint") -> None:
             distillation = getattr(self.model, "_distillation", None)
-            whole({**state, **distillation.state()} if distillation else state, filename)
+            trained = distillation.state() if distillation else {}
+            whole({**state, **trained, **width_entry(getattr(self.model, "width", None))}, filename)
 
         return save
 

@@ -23,7 +23,7 @@ def require_obeyed(model: Any, model_cfg: Mapping[str, Any]) -> None:
         ConfigError: naming the sections that would be passed over.
     """
     head = getattr(model, "dense_head", None)
-    ignored = [f"MODEL.{section}" for section in ("PRUNING", "DISTILL") if model_cfg.get(section)]
+    ignored = [f"MODEL.{section}" for section in ("PRUNING", "DISTILL", "WIDTH") if model_cfg.get(section)]
     refinement = (model_cfg.get("POST_PROCESSING") or {}).get("IOU_REFINEMENT") or {}
     is_masked = bool(refinement) or (has_iou_branch(head) and not model_cfg.get("ROI_HEAD"))
     if is_masked and refinement.get("MODE") != "none":

@@ -14,6 +14,7 @@ from cakdp_ext.checkpoint import PROJECTORS, load_weights
 from cakdp_ext.distillation import Distiller, FrozenTeacher, read_config
 from cakdp_ext.openpcdet.dense import home_of
 from cakdp_ext.openpcdet.teacher import build_teacher
+from cakdp_ext.pruning import guide_weights_
 
 LOG = logging.getLogger("cakdp_ext")
 
@@ -42,6 +43,21 @@ class Distillation:
         """
         config = read_config(node, "MODEL.DISTILL")
         return cls(Distiller(config, build_teacher(config, dataset)))
+
+    def start(self, student: Any) -> None:
+        """Give the student the first weights that a method wants it to have, if one does.
+
+        Args:
+            student: as it is built; it is moved to its head's anchors then.
+
+        Raises:
+            ConfigError: where the teacher has no such weights.
+        """
+        if self.distiller.inherits is None:
+            return
+        student.to(home_of(student.dense_head))
+        self.teacher.to(home_of(student.dense_head))
+        guide_weights_(student, self.teacher.module, self.distiller.inherits, student.geometry)
 
     def prepare(self, student: Any) -> None:
         """Refuse a teacher that does not fit, and give the student the projectors, if there are any, to train.

@@ -11,6 +11,8 @@ what stays          ``plan_from_scores``, ``proportional_plan`` -> ``PruningPlan
 which cuts          ``ladder_from_scores``, ``proportional_ladder`` -> ``CutLadder``; ``CutCounter`` tells their costs
 the cut             ``apply_plan`` (a new network), ``apply_plan_`` (in place), ``masked`` (as if cut)
 a student           ``channel_graph``, ``inherit_weights``, ``cut_student_`` for detectors that ``predict_dense``
+born narrow         ``read_width``, ``narrow_``: MODEL.WIDTH; ``width_entry``, ``require_width`` for checkpoints
+taken over          ``guide_weights_``: a student's first weights from its teacher's filters
 on disk             ``save_scores``, ``load_scores``, ``save_plan``, ``load_plan``, ``plan_to_dict``, ``plan_from_dict``
 what belongs        ``model_fingerprint`` (weights), ``architecture_fingerprint`` (names and shapes)
 what it costs       ``count_parameters``, ``count_macs``, ``count_layers``, counted; ``measure_latency``,
@@ -54,6 +56,7 @@ from cakdp_ext.pruning.criteria import CAPR, CRITERIA, PROPR, RANKED
 from cakdp_ext.pruning.cut_cost import CutCost, CutCounter
 from cakdp_ext.pruning.gaps import EXACT_SCORING, PLAIN_SCORING, REMOVALS, FrameGaps
 from cakdp_ext.pruning.graph import DEFAULT_SCOPE, ChannelGraph, Filter, ProducerLayer, Slot, trace_channels
+from cakdp_ext.pruning.guide import guide_weights_
 from cakdp_ext.pruning.ladder import CutLadder, LayerRules, proportional_ladder, ranked_ladder
 from cakdp_ext.pruning.plan import (
     ladder_from_scores,
@@ -91,6 +94,7 @@ from cakdp_ext.pruning.students import (
     require_match,
 )
 from cakdp_ext.pruning.surgery import apply_plan, apply_plan_, masked, removed_filters
+from cakdp_ext.pruning.width import WidthConfig, narrow_, read_width, require_width, width_entry, width_plan
 
 __all__ = [
     "ACTIVATIONS",
@@ -129,6 +133,7 @@ __all__ = [
     "RaceRules",
     "Slot",
     "Standing",
+    "WidthConfig",
     "apply_plan",
     "apply_plan_",
     "architecture_fingerprint",
@@ -142,6 +147,7 @@ __all__ = [
     "decide",
     "example_batch",
     "first_difference",
+    "guide_weights_",
     "import_score_table",
     "in_order",
     "inherit_weights",
@@ -153,6 +159,7 @@ __all__ = [
     "measure_latency",
     "measure_parts",
     "model_fingerprint",
+    "narrow_",
     "peak_memory",
     "plan_from_dict",
     "plan_from_scores",
@@ -162,10 +169,12 @@ __all__ = [
     "proportional_plan",
     "ranked_ladder",
     "read_amount",
+    "read_width",
     "removed_filters",
     "require_match",
     "require_race_for",
     "require_ratio",
+    "require_width",
     "save_plan",
     "save_scores",
     "score_filters",
@@ -173,5 +182,7 @@ __all__ = [
     "short",
     "started_scores",
     "trace_channels",
+    "width_entry",
+    "width_plan",
     "with_gaps",
 ]

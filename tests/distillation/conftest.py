@@ -99,6 +99,11 @@ def greedy_nms(boxes, scores, candidates, threshold):
 
 
 @pytest.fixture
+def slow_nms():
+    return greedy_nms
+
+
+@pytest.fixture
 def slow_representatives():
     """Select by the rule, one frame after the other, with polygons."""
 

@@ -123,7 +123,7 @@ def test_a_student_that_does_not_show_what_is_asked_for_is_refused(networks, mak
         TrainingStep(Silent(), FrozenTeacher(networks[1]), make_config(method="Hint"))
     boxes = TrainingStep(Silent(), FrozenTeacher(networks[1]), make_config(method="VanillaKD", box_weight=1.0))
     with pytest.raises(ConfigError, match="Silent gives no boxes in training, which VanillaKD asks for"):
-        boxes(None)
+        boxes(made_up_frame(GEOMETRY, torch.device("cpu")))
 
 
 def test_what_was_not_asked_for_is_not_there(networks):

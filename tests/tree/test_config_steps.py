@@ -67,14 +67,15 @@ def _half(model, config):
 
 
 def _step(path, model, config):
-    """Give the step of a YAML, whose representatives are whatever a fresh student is surest of."""
+    """Give the step of a YAML, whose samples are whatever a fresh student or teacher is surest of."""
     distill = distill_config(small(config))
     if distill is None:
         return TrainingStep(model)
     teacher = _teacher(source_file(distill.teacher, str(path)))
-    low = distill_config(
-        {**config, "MODEL": {**config["MODEL"], "DISTILL": {**config["MODEL"]["DISTILL"], "SCORE_THRESH": 0.0}}}
-    )
+    node = {**config["MODEL"]["DISTILL"], "SCORE_THRESH": 0.0}
+    if node["METHOD"] == "SparseKD":
+        node["PIVOT_THRESH"] = 0.0
+    low = distill_config({**config, "MODEL": {**config["MODEL"], "DISTILL": node}})
     return TrainingStep(model, teacher=teacher, distill=low)
 
 

@@ -7,17 +7,20 @@ from copy import deepcopy
 
 import pytest
 import torch
+import yaml
 from both_engines import UNTIED, assert_same_gradients, tensors_of
 from easydict import EasyDict
+from random_cut import randomize_norms
 from torch import nn
 
-from cakdp_ext.checkpoint import PROJECTORS, read_checkpoint
+from cakdp_ext.checkpoint import PROJECTORS, read_checkpoint, write_checkpoint
 from cakdp_ext.config import dump_config
 from cakdp_ext.datasets import collate
 from cakdp_ext.distillation import DistillMethod, DistillOutput, MapProjector, register_method
 from cakdp_ext.distillation import methods as methods_module
-from cakdp_ext.engine.build import build_student
+from cakdp_ext.engine.build import build_full, build_student, build_teacher, distill_config
 from cakdp_ext.engine.data import build_split
+from cakdp_ext.engine.step import TrainingStep
 from cakdp_ext.openpcdet.batches import to_batch_dict
 from cakdp_ext.openpcdet.build import as_dataset
 from cakdp_ext.openpcdet.guards import LoadingGuard
@@ -80,7 +83,6 @@ def test_anchor_detectors_show_the_same(both, name):
 def test_center_detectors_show_the_same(both, openpcdet):
     from pcdet.models import detectors
 
-    from cakdp_ext.engine.build import build_full
     from cakdp_ext.openpcdet.faces import with_faces
 
     config = both.config("centerpoint")
@@ -107,19 +109,32 @@ def test_a_teacher_runs_no_module_that_is_not_asked_for(both):
         assert ran == stages[:count], role
 
 
-@pytest.mark.parametrize("box_weight", [0.0, 0.5])
-def test_vanilla_kd_teaches_alike_in_both_engines(both, box_weight):
-    method = f"[{{NAME: VanillaKD, BOX_WEIGHT: {box_weight}}}]"
-    changes = ("MODEL.DISTILL", f"{{METHOD: {method}}}")
+METHODS = {
+    "VanillaKD": "{NAME: VanillaKD}",
+    "VanillaKD with boxes": "{NAME: VanillaKD, BOX_WEIGHT: 0.5}",
+    "GID": "{NAME: GID, FEATURE_WEIGHT: 0.1}",
+    "GID without maps": "{NAME: GID, FEATURE_WEIGHT: 0.0, RELATION_WEIGHT: 0.0}",
+    "SparseKD": "{NAME: SparseKD, PIVOT_THRESH: 0.022, LABEL_THRESH: 0.026, TEACHER_WEIGHTS: none}",
+    "SparseKD around objects": "{NAME: SparseKD, PIVOT: gaussian, LABEL_THRESH: 0.026, TEACHER_WEIGHTS: none}",
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_of_others_teach_alike_in_both_engines(both, name):
+    changes = ("MODEL.DISTILL", f"{{METHOD: [{METHODS[name]}]}}")
     theirs = both.student(*changes)
     step, ours = both.step(theirs, *changes)
+    if step.distiller.is_trained:
+        step.distiller.load_state_dict(theirs.projectors.module.state_dict())
     losses, logged, _ = theirs(both.batch_dict(*UNTIED))
     wanted = step(both.batch(*UNTIED))
     assert logged["distill_loss"] == pytest.approx(wanted["distill_loss"].item(), rel=1e-4)
     assert logged["distill_loss"] > 1e-4
-    assert "num_representatives" not in logged
+    assert ("num_representatives" in logged) == (name in ("GID", "GID without maps", "SparseKD"))
     losses["loss"].backward()
     sum(wanted.values()).backward()
+    if step.distiller.is_trained:
+        del theirs.projectors
     assert_same_gradients(theirs, ours)
 
 
@@ -193,6 +208,85 @@ def test_pillars_are_taught_by_graphs_of_pillars(both, openpcdet, tmp_path):
     assert torch.equal(shown.num_points, batch.voxel_num_points.long())
     assert torch.equal(shown.coords, batch.voxel_coords.long())
     assert shown.features.shape == (len(batch.voxels), 8)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_of_others_teach_center_heads_alike(both, openpcdet, name, tmp_path):
+    config = both.config("centerpoint")
+    torch.manual_seed(0)
+    model = build_full(config, both.geometry)
+    randomize_norms(model)
+    write_checkpoint(tmp_path / "ckpt" / "checkpoint_epoch_1.pth", model, {"epoch": 1})
+    config.MODEL.NAME = "CenterPointCaKDP"
+    config.MODEL.DISTILL = {
+        "TEACHER": {"CFG": both.world.cfg("centerpoint"), "CKPT": str(tmp_path)},
+        "METHOD": [yaml.safe_load(METHODS[name])],
+    }
+    torch.manual_seed(1)
+    theirs = both.theirs(config, training=True)
+    ours = build_student(config, both.geometry, None).model
+    ours.load_state_dict(tensors_of(theirs))
+    teacher = build_teacher(config, both.geometry, torch.device("cpu"))
+    step = TrainingStep(ours.train(), teacher, distill_config(config))
+    losses, logged, _ = theirs(both.batch_dict(*UNTIED))
+    wanted = step(both.batch(*UNTIED))
+    assert logged["distill_loss"] == pytest.approx(wanted["distill_loss"].item(), rel=1e-3)
+    assert logged["distill_loss"] > 1e-4
+    losses["loss"].backward()
+    sum(wanted.values()).backward()
+    assert_same_gradients(theirs, ours, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("with_velocities", [False, True])
+def test_the_teachers_detections_join_the_objects_in_both_engines(both, with_velocities):
+    found = []
+    for labels in (True, False):
+        method = f"{{NAME: SparseKD, PIVOT: none, LABELS: {labels}, LABEL_THRESH: 0.026}}"
+        changes = ("MODEL.DISTILL", f"{{METHOD: [{method}]}}")
+        theirs = both.student(*changes)
+        step, _ = both.step(theirs, *changes)
+        batch, data = both.batch(*UNTIED), both.batch_dict(*UNTIED)
+        if with_velocities:
+            boxes = data["gt_boxes"]
+            data["gt_boxes"] = torch.cat([boxes[..., :7], torch.ones_like(boxes[..., :2]), boxes[..., 7:]], dim=2)
+        grown = step.distiller.targets(batch, step.distiller.look(batch), step.student.sites)
+        assert ((grown.gt_labels >= 0).sum() > (batch.gt_labels >= 0).sum()) == labels
+        given = []
+        theirs.dense_head.register_forward_pre_hook(lambda _, seen, given=given: given.append(seen[0]["gt_boxes"]))
+        losses, logged, _ = theirs(data)
+        assert torch.equal(given[0][..., :7], grown.gt_boxes)
+        assert torch.equal(given[0][..., -1], (grown.gt_labels + 1).float())
+        assert given[0].shape[2] == data["gt_boxes"].shape[2]
+        assert losses["loss"].item() == pytest.approx(sum(step(batch).values()).item(), rel=1e-4)
+        assert logged["distill_loss"] == 0
+        found.append(losses["loss"].item())
+    assert abs(found[0] - found[1]) > 1e-3
+
+
+@pytest.mark.parametrize("choice", ["largest", "first", "none"])
+def test_a_narrow_student_starts_from_its_teacher_alike_in_both_engines(both, choice):
+    config = both.config(
+        "second_cakdp", "MODEL.DISTILL", f"{{METHOD: [{{NAME: SparseKD, TEACHER_WEIGHTS: {choice}}}]}}"
+    )
+    config.MODEL.WIDTH = 0.5
+    del config.MODEL["PRUNING"]
+    torch.manual_seed(1)
+    theirs = both.theirs(config, training=True)
+    torch.manual_seed(2)
+    ours = build_student(config, both.geometry, None).model
+    step = TrainingStep(ours.train(), build_teacher(config, both.geometry, torch.device("cpu")), distill_config(config))
+    step.start_from_teacher(both.geometry)
+    same = {key for key, value in theirs.state_dict().items() if torch.equal(value, ours.state_dict()[key])}
+    weights = {key for key in theirs.state_dict() if key.startswith("backbone") and key.endswith("weight")}
+    convolutions = {key for key in weights if theirs.state_dict()[key].dim() > 1}
+    assert convolutions <= same if choice != "none" else not convolutions & same
+
+
+def test_a_student_that_inherited_its_weights_keeps_them(both):
+    weights = [both.student("MODEL.DISTILL", f"{{METHOD: [{{NAME: SparseKD, TEACHER_WEIGHTS: {choice}}}]}}")
+               for choice in ("largest", "none")]  # fmt: skip
+    one, other = (tensors_of(model) for model in weights)
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
 def test_a_teacher_of_one_stage_teaches_whoever_does_not_ask_for_the_second(both):

@@ -146,7 +146,7 @@ def test_trap_7_nothing_that_the_student_does_to_its_objects_reaches_the_teacher
     """Center heads with several parts write other labels into ``gt_boxes``, in place."""
     student, seen = both.student(), []
     encode = network_of(student).encode
-    network_of(student).encode = lambda batch: seen.append(batch) or encode(batch)
+    network_of(student).encode = lambda batch, roles: seen.append(batch) or encode(batch, roles)
 
     def overwrite(_, arguments):
         arguments[0]["gt_boxes"][..., 7] = 1
@@ -195,7 +195,7 @@ def student_input(student, both):
 def test_trap_9_the_teacher_sees_only_what_the_loader_gave(both):
     student, seen = both.student(), []
     encode = network_of(student).encode
-    network_of(student).encode = lambda batch: seen.append(set(to_batch_dict(batch))) or encode(batch)
+    network_of(student).encode = lambda batch, roles: seen.append(set(to_batch_dict(batch))) or encode(batch, roles)
     student(both.batch_dict())
     assert seen == [set(both.batch_dict())]
     assert student._scene is None, "the batch is kept beyond its step"
