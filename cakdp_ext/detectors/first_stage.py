@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cakdp_ext.config import ConfigError
+from cakdp_ext.contract import EncodedScene
 from cakdp_ext.detectors.backbones_3d import BackboneFeatures
 from cakdp_ext.detectors.post_processing import CommonPostProcessing
 from cakdp_ext.detectors.registry import BACKBONES_2D, BACKBONES_3D, DENSE_HEADS, MAPS_TO_BEV, VOXEL_FEATURES
@@ -20,7 +21,6 @@ from cakdp_ext.types import (
     Batch,
     DensePredictions,
     Detections,
-    EncodedScene,
     LidarGeometry,
     PredictionSites,
     Role,

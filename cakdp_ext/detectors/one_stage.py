@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from cakdp_ext.config import ConfigError, from_node
+from cakdp_ext.contract import TrainingOutput
 from cakdp_ext.detectors.first_stage import FirstStage
 from cakdp_ext.detectors.registry import DETECTORS, upper_keys
-from cakdp_ext.types import Batch, Detections, LidarGeometry, TrainingOutput
+from cakdp_ext.types import Batch, Detections, LidarGeometry
 
 
 class OneStageDetector(FirstStage):

@@ -11,22 +11,14 @@ import torch
 from torch import Tensor
 
 from cakdp_ext.config import ConfigError, from_node
+from cakdp_ext.contract import EncodedScene, TeacherRois, TrainingOutput
 from cakdp_ext.detectors.first_stage import FirstStage, FirstStageOutput
 from cakdp_ext.detectors.post_processing import PostProcessingConfig, select_labelled
 from cakdp_ext.detectors.registry import ROI_HEADS, upper_keys
 from cakdp_ext.detectors.roi_heads import Proposals, RoiHead
 from cakdp_ext.detectors.roi_heads.proposals import as_proposals
 from cakdp_ext.refinement import IoURefinement
-from cakdp_ext.types import (
-    PREDICTIONS,
-    Batch,
-    Detections,
-    EncodedScene,
-    LidarGeometry,
-    Roles,
-    TeacherRois,
-    TrainingOutput,
-)
+from cakdp_ext.types import PREDICTIONS, Batch, Detections, LidarGeometry, Roles
 
 
 @dataclass(frozen=True)

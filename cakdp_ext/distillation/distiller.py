@@ -11,20 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from cakdp_ext.config import ConfigError
+from cakdp_ext.contract import EncodedScene, OneStageStudent, Teacher
 from cakdp_ext.distillation.config import DistillConfig
 from cakdp_ext.distillation.methods import DistillMethod, DistillOutput, Lesson, find_method
 from cakdp_ext.distillation.teacher import FrozenTeacher, SecondStage
 from cakdp_ext.taps import Taps
-from cakdp_ext.types import (
-    Batch,
-    EncodedScene,
-    LidarGeometry,
-    OneStageStudent,
-    PredictionSites,
-    Role,
-    Roles,
-    Teacher,
-)
+from cakdp_ext.types import Batch, LidarGeometry, PredictionSites, Role, Roles
 
 
 @dataclass(frozen=True)

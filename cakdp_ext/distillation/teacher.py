@@ -8,17 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from cakdp_ext.config import ConfigError
-from cakdp_ext.types import (
-    PREDICTIONS,
-    Batch,
-    EncodedScene,
-    PredictionSites,
-    ProposingTeacher,
-    Roles,
-    Teacher,
-    TeacherRois,
-    TwoStageTeacher,
-)
+from cakdp_ext.contract import EncodedScene, ProposingTeacher, Teacher, TeacherRois, TwoStageTeacher
+from cakdp_ext.types import PREDICTIONS, Batch, PredictionSites, Roles
 
 
 class FrozenTeacher:

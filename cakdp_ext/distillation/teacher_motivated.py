@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cakdp_ext.config import ConfigError
+from cakdp_ext.contract import TeacherRois
 from cakdp_ext.distillation.cells import sites_by_cell
 from cakdp_ext.distillation.classes import class_order, to_student
 from cakdp_ext.distillation.comparison import TEACHER_ADVICE, Samples, compare
@@ -16,7 +17,7 @@ from cakdp_ext.distillation.matching import match_sites
 from cakdp_ext.distillation.methods import DistillMethod, DistillOutput, Lesson, register_method
 from cakdp_ext.distillation.representatives import check_finite
 from cakdp_ext.distillation.student_motivated import StudentMotivatedKD
-from cakdp_ext.types import PredictionSites, Role, TeacherRois
+from cakdp_ext.types import PredictionSites, Role
 
 
 @register_method("TKD")

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from cakdp_ext.checkpoint import PROJECTORS, load_weights
 from cakdp_ext.config import ConfigError
+from cakdp_ext.contract import OneStageStudent, TrainingOutput
 from cakdp_ext.distillation import DistillConfig, Distiller, FrozenTeacher
 from cakdp_ext.pruning import guide_weights_
 from cakdp_ext.taps import Taps
-from cakdp_ext.types import Batch, LidarGeometry, OneStageStudent, Role, TrainingOutput
+from cakdp_ext.types import Batch, LidarGeometry, Role
 
 
 class TrainingStep(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cakdp_ext.checkpoint import PLAN_KEY, CheckpointError, load_weights, pack_plan, read_checkpoint, unpack_plan
 from cakdp_ext.config import ConfigError, from_node
+from cakdp_ext.contract import EncodedScene
 from cakdp_ext.openpcdet.batches import to_batch, with_targets
 from cakdp_ext.openpcdet.center_heads import assign_by_part
 from cakdp_ext.openpcdet.dense import has_iou_branch, home_of, is_center_head
@@ -31,7 +32,7 @@ from cakdp_ext.pruning import (
 )
 from cakdp_ext.refinement import IoURefinement
 from cakdp_ext.taps import Taps
-from cakdp_ext.types import Batch, EncodedScene, PruningPlan
+from cakdp_ext.types import Batch, PruningPlan
 
 _CURE = "use the YAML it was trained with"
 

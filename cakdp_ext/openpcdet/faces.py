@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cakdp_ext.config import ConfigError
+from cakdp_ext.contract import EncodedScene, TeacherRois, TrainingOutput
 from cakdp_ext.openpcdet.batches import to_batch_dict
 from cakdp_ext.openpcdet.dense import raw_maps, sites_of
 from cakdp_ext.openpcdet.proposals import MAPS, propose
@@ -20,12 +21,9 @@ from cakdp_ext.types import (
     Batch,
     DensePredictions,
     Detections,
-    EncodedScene,
     LidarGeometry,
     PredictionSites,
     Roles,
-    TeacherRois,
-    TrainingOutput,
     to_device,
 )
 

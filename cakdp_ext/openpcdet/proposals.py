@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cakdp_ext.contract import EncodedScene, TeacherRois
 from cakdp_ext.openpcdet.dense import is_center_head
-from cakdp_ext.types import EncodedScene, TeacherRois
 
 MAPS = "cakdp_maps"
 """Where a batch keeps the raw maps of its dense head, of which a center head makes RoIs."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cakdp_ext.config import ConfigError
+from cakdp_ext.contract import OneStageStudent
 from cakdp_ext.detectors import CenterPoint, build_detector
 from cakdp_ext.pruning import (
     apply_plan,
@@ -21,7 +22,7 @@ from cakdp_ext.pruning import (
     score_filters,
 )
 from cakdp_ext.pruning.students import iou_branch
-from cakdp_ext.types import LidarGeometry, OneStageStudent
+from cakdp_ext.types import LidarGeometry
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests" / "engine"))

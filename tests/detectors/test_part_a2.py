@@ -9,9 +9,10 @@ import torch
 from torch.testing import assert_close
 
 from cakdp_ext.config import ConfigError, load_config
+from cakdp_ext.contract import TwoStageTeacher
 from cakdp_ext.detectors import PartA2Net, build_detector
 from cakdp_ext.detectors.roi_heads import part_a2_head
-from cakdp_ext.types import LidarGeometry, TwoStageTeacher
+from cakdp_ext.types import LidarGeometry
 
 ROOT = Path(__file__).resolve().parents[2]
 WAYMO = LidarGeometry((-75.2, -75.2, -2.0, 75.2, 75.2, 4.0), (0.1, 0.1, 0.15), 5)

@@ -13,8 +13,9 @@ import torch
 from torch.testing import assert_close
 
 from cakdp_ext.config import ConfigError, load_config, merge
+from cakdp_ext.contract import TwoStageTeacher
 from cakdp_ext.detectors import build_detector
-from cakdp_ext.types import Batch, LidarGeometry, TwoStageTeacher
+from cakdp_ext.types import Batch, LidarGeometry
 
 ROOT = Path(__file__).resolve().parents[2]
 WAYMO = LidarGeometry((-75.2, -75.2, -2.0, 75.2, 75.2, 4.0), (0.1, 0.1, 0.15), 5)

@@ -9,10 +9,11 @@ import torch
 from easydict import EasyDict
 
 from cakdp_ext.config import ConfigError
+from cakdp_ext.contract import OneStageStudent
 from cakdp_ext.detectors import SECONDNet, build_detector
 from cakdp_ext.detectors.post_processing import detect
 from cakdp_ext.detectors.registry import BACKBONES_2D, DETECTORS, Registry
-from cakdp_ext.types import LidarGeometry, OneStageStudent
+from cakdp_ext.types import LidarGeometry
 
 ROOT = Path(__file__).resolve().parents[2]
 IOU_LOSSES = {"cls_loss", "loc_loss", "dir_loss", "iou_loss"}

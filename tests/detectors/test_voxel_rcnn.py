@@ -12,10 +12,11 @@ from torch.testing import assert_close
 
 from cakdp_ext import ops
 from cakdp_ext.config import ConfigError
+from cakdp_ext.contract import TwoStageTeacher
 from cakdp_ext.detectors import VoxelRCNN, build_detector
 from cakdp_ext.detectors.roi_heads import Proposals, RoiOutput, RoiTargets, VoxelRCNNHead
 from cakdp_ext.detectors.roi_heads.roi_frame import at_origin
-from cakdp_ext.types import Batch, TwoStageTeacher
+from cakdp_ext.types import Batch
 
 ROOT = Path(__file__).resolve().parents[2]
 LOSSES = {"cls_loss", "loc_loss", "dir_loss", "rcnn_cls_loss", "rcnn_reg_loss", "rcnn_corner_loss"}

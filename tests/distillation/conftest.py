@@ -6,9 +6,10 @@ from shapely import affinity
 from shapely.geometry import box as rectangle
 from torch import nn
 
+from cakdp_ext.contract import EncodedScene
 from cakdp_ext.distillation import read_config
 from cakdp_ext.taps import Taps
-from cakdp_ext.types import PREDICTIONS, DensePredictions, EncodedScene, PredictionSites, Role
+from cakdp_ext.types import PREDICTIONS, DensePredictions, PredictionSites, Role
 
 TEACHER = {"CFG": "teacher.yaml", "CKPT": "teacher.pth"}
 

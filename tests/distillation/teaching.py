@@ -1,8 +1,9 @@
 """A lesson from what a student and a teacher say, without networks."""
 
+from cakdp_ext.contract import EncodedScene
 from cakdp_ext.distillation import Distiller, Lesson, SecondStage
 from cakdp_ext.taps import Taps
-from cakdp_ext.types import EncodedScene, Role
+from cakdp_ext.types import Role
 
 
 def teach(config, predictions, sites, teacher, encoded):

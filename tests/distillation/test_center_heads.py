@@ -5,9 +5,10 @@ import torch
 from teaching import scene_of, teach
 
 from cakdp_ext.config import ConfigError
+from cakdp_ext.contract import TrainingOutput
 from cakdp_ext.distillation import FrozenTeacher
 from cakdp_ext.engine.step import TrainingStep
-from cakdp_ext.types import DensePredictions, TrainingOutput
+from cakdp_ext.types import DensePredictions
 
 LOW, NUM_CLASSES = (-4.0, 0.8), 3
 MAPS = {

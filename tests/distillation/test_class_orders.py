@@ -7,8 +7,9 @@ import torch
 from teaching import scene_of, teach
 
 from cakdp_ext.config import ConfigError
+from cakdp_ext.contract import TeacherRois
 from cakdp_ext.distillation import FrozenTeacher, class_order, match_sites, to_student, to_teacher
-from cakdp_ext.types import DensePredictions, PredictionSites, TeacherRois
+from cakdp_ext.types import DensePredictions, PredictionSites
 
 OURS, THEIRS = ("Car", "Pedestrian", "Cyclist"), ("Cyclist", "Car", "Pedestrian")
 PLACES = [2, 0, 1, 3]

@@ -6,6 +6,7 @@ from teaching import teach
 from torch import nn
 
 from cakdp_ext.config import ConfigError
+from cakdp_ext.contract import EncodedScene, TrainingOutput
 from cakdp_ext.distillation import (
     DistillMethod,
     DistillOutput,
@@ -18,7 +19,7 @@ from cakdp_ext.distillation import methods as methods_module
 from cakdp_ext.distillation.distiller import made_up_frame
 from cakdp_ext.engine.step import TrainingStep
 from cakdp_ext.taps import BevFeatures, Taps
-from cakdp_ext.types import DensePredictions, EncodedScene, LidarGeometry, Role, TrainingOutput
+from cakdp_ext.types import DensePredictions, LidarGeometry, Role
 
 GEOMETRY = LidarGeometry((0, -4, -3, 8, 4, 1), (0.5, 0.5, 0.5))
 

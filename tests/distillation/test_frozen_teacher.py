@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from cakdp_ext.config import ConfigError
+from cakdp_ext.contract import TwoStageTeacher
 from cakdp_ext.distillation import Distiller, FrozenTeacher
-from cakdp_ext.types import TwoStageTeacher
 
 
 class Student(nn.Module):

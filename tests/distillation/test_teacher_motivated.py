@@ -8,8 +8,9 @@ from teaching import scene_of, teach
 from torch import nn
 
 from cakdp_ext.config import ConfigError
+from cakdp_ext.contract import TeacherRois
 from cakdp_ext.distillation import FrozenTeacher
-from cakdp_ext.types import DensePredictions, TeacherRois
+from cakdp_ext.types import DensePredictions
 
 LOW, NAMES, NUM_ROIS = (-4.0, 0.8), ("Car", "Pedestrian", "Cyclist"), 9
 OTHER_ORDER = ("Cyclist", "Car", "Pedestrian")

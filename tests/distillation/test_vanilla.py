@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from cakdp_ext.config import ConfigError
+from cakdp_ext.contract import EncodedScene
 from cakdp_ext.distillation import Distiller, FrozenTeacher, Lesson, SecondStage, soft_target_loss
 from cakdp_ext.taps import BoxCodes, Taps
-from cakdp_ext.types import DensePredictions, EncodedScene, Role
+from cakdp_ext.types import DensePredictions, Role
 
 LOW, NAMES, OTHER_ORDER = (-4.0, 0.8), ("Car", "Pedestrian", "Cyclist"), ("Cyclist", "Car", "Pedestrian")
 MAPS = {

@@ -12,13 +12,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from cakdp_ext.checkpoint import CheckpointError, read_checkpoint
+from cakdp_ext.contract import TrainingOutput
 from cakdp_ext.engine.data import EpochSampler
 from cakdp_ext.engine.distributed import Workers
 from cakdp_ext.engine.runs import RunFolder
 from cakdp_ext.engine.schedule import OptimizationConfig, build_optimizer, build_schedule
 from cakdp_ext.engine.step import TrainingStep
 from cakdp_ext.engine.trainer import Trainer, TrainOptions
-from cakdp_ext.types import Batch, TrainingOutput
+from cakdp_ext.types import Batch
 
 PLACE = Workers(0, 1, torch.device("cpu"))
 NUM_FRAMES, BATCH_SIZE = 6, 2

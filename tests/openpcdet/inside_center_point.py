@@ -15,11 +15,11 @@ from small_models import CLASSES, NUM_CELLS, batch, build, dataset, shake, stock
 
 from cakdp_ext.checkpoint import PLAN_KEY, CheckpointError, write_checkpoint
 from cakdp_ext.config import ConfigError, dump_config
+from cakdp_ext.contract import OneStageStudent
 from cakdp_ext.distillation import cells, matching, select_representatives
 from cakdp_ext.openpcdet.batches import to_batch, to_batch_dict
 from cakdp_ext.openpcdet.faces import geometry_of
 from cakdp_ext.pruning import apply_plan, channel_graph, class_logits, masked, plan_to_dict, save_plan, score_filters
-from cakdp_ext.types import OneStageStudent
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "engine"))
 from random_cut import random_plan

@@ -12,10 +12,11 @@ import torch
 from small_models import CLASSES, batch, build, dataset, stock
 
 from cakdp_ext.config import ConfigError, dump_config
+from cakdp_ext.contract import ProposingTeacher
 from cakdp_ext.distillation import Distiller, FrozenTeacher, Lesson, SecondStage, read_config
 from cakdp_ext.openpcdet.teacher import build_teacher
 from cakdp_ext.taps import Taps
-from cakdp_ext.types import DensePredictions, ProposingTeacher, Role
+from cakdp_ext.types import DensePredictions, Role
 
 sys.path.append(str(Path(__file__).resolve().parent))
 from inside_teachers import TEACHERS, WITH_ANCHORS, Evaluation, config_of

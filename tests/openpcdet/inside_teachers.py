@@ -11,6 +11,7 @@ from small_models import CLASSES, NUM_CELLS, VOXEL, batch, build, dataset, frame
 
 from cakdp_ext.checkpoint import CheckpointError, write_checkpoint
 from cakdp_ext.config import ConfigError, dump_config
+from cakdp_ext.contract import EncodedScene, TwoStageTeacher
 from cakdp_ext.distillation import FrozenTeacher, read_config
 from cakdp_ext.openpcdet.batches import to_batch, to_batch_dict
 from cakdp_ext.openpcdet.build import build_detector
@@ -18,7 +19,6 @@ from cakdp_ext.openpcdet.dense import decode
 from cakdp_ext.openpcdet.faces import geometry_of, with_faces
 from cakdp_ext.openpcdet.teacher import build_teacher
 from cakdp_ext.pruning.layers import is_tensor_like, values_of, with_values
-from cakdp_ext.types import EncodedScene, TwoStageTeacher
 
 WITH_ANCHORS = {
     "Voxel R-CNN": "kitti_models/voxel_rcnn_car",

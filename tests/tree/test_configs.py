@@ -8,10 +8,10 @@ import pytest
 from shipped import FILES, ROOT, built, config_of, is_model
 
 from cakdp_ext.config import from_node
+from cakdp_ext.contract import OneStageStudent, TwoStageTeacher
 from cakdp_ext.datasets.scenes import read_scene_config
 from cakdp_ext.engine.build import distill_config, pruning_config, source_file
 from cakdp_ext.engine.schedule import OptimizationConfig
-from cakdp_ext.types import OneStageStudent, TwoStageTeacher
 
 pytestmark = pytest.mark.xdist_group("configs")  # what is read and built once is shared in one process
 MODELS = [path for path in FILES if is_model(path)]

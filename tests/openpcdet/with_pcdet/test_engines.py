@@ -10,10 +10,11 @@ import torch
 from both_engines import SCORE, UNTIED, assert_same_detections, assert_same_gradients
 from torch import nn
 
+from cakdp_ext.contract import TrainingOutput
 from cakdp_ext.detectors.roi_heads import RoiTargets
 from cakdp_ext.openpcdet.batches import to_batch_dict
 from cakdp_ext.pruning import PLAIN_SCORING, FrameGaps, channel_graph, class_logits
-from cakdp_ext.types import Detections, TrainingOutput
+from cakdp_ext.types import Detections
 
 DENSE = 1e-4
 
