@@ -42,7 +42,7 @@ class Net(torch.nn.Linear):
 
 
 def build_network(model_cfg, num_class, dataset):
-    net = Net(model_cfg.WIDTH, 1)
+    net = Net(model_cfg.CHANNELS, 1)
     net.is_student = model_cfg.get("NAME") == "Student"
     return net
 """,

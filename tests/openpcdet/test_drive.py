@@ -56,7 +56,7 @@ def place(tmp_path, monkeypatch):
             "INFO_PATH": {"train": ["infos_train.pkl"], "test": ["infos_val.pkl"]},
             "NUM_HELD_OUT": 2,
         },
-        "MODEL": {"WIDTH": 3},
+        "MODEL": {"CHANNELS": 3},
         "OPTIMIZATION": {"OPTIMIZER": "adam_onecycle", "PCT_START": 0.4},
     }
     write(tmp_path / "cfgs" / "kitti" / "net.yaml", tree)
@@ -91,15 +91,15 @@ def seen(run):
 
 
 def test_training_goes_to_their_script_with_frames_held_out(command, place):
-    assert command("train", "--extra_tag", "a", "--epochs", "3", "--set", "MODEL.WIDTH", "4")[0] == 0
+    assert command("train", "--extra_tag", "a", "--epochs", "3", "--set", "MODEL.CHANNELS", "4")[0] == 0
     run = place / "output" / "kitti" / "net" / "a"
     data = seen(run)["cfg"]["DATA_CONFIG"]
-    assert seen(run)["cfg"]["MODEL"]["WIDTH"] == 4
+    assert seen(run)["cfg"]["MODEL"]["CHANNELS"] == 4
     assert data["DATA_PATH"] == str(place / "data")
     (file,) = data["INFO_PATH"]["train"]
     assert [info["point_cloud"]["lidar_idx"] for info in pickle.loads(Path(file).read_bytes())] == ["000001", "000002"]
     assert (run / "ckpt" / "checkpoint_epoch_3.pth").is_file()
-    assert yaml.safe_load((run / "merged_config.yaml").read_text())["MODEL"]["WIDTH"] == 4
+    assert yaml.safe_load((run / "merged_config.yaml").read_text())["MODEL"]["CHANNELS"] == 4
 
 
 def test_configuration_and_output_may_lie_anywhere(command, place, tmp_path_factory, monkeypatch):

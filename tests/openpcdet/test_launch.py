@@ -49,7 +49,7 @@ def start(checkout, run):
         tree = {
             "CLASS_NAMES": ["Car"],
             "DATA_CONFIG": {"STEPS": [{"NAME": "flip"}]},
-            "MODEL": {"WIDTH": 3, **model},
+            "MODEL": {"CHANNELS": 3, **model},
             "OPTIMIZATION": {"OPTIMIZER": "adam_onecycle", "PCT_START": 0.4},
         }
         words = ("--cfg_file", "/x/cfgs/kitti/second.yaml", "--extra_tag", "tag", *words)
@@ -68,7 +68,7 @@ def save(file, width=3, **state):
 def test_script_runs_in_our_folder_on_our_configuration(start, run, checkout):
     seen = start("train", "--epochs", "3")
     assert [file.name for file in sorted((run / "ckpt").iterdir())] == [f"checkpoint_epoch_{n}.pth" for n in (1, 2, 3)]
-    assert seen["cfg"]["MODEL"] == {"WIDTH": 3}
+    assert seen["cfg"]["MODEL"] == {"CHANNELS": 3}
     assert seen["argv"][0] == str(checkout / "tools" / "train.py")
     assert seen["path"][0] == str(checkout / "tools")
     assert "../" not in seen["path"]
