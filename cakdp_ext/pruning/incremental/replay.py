@@ -16,7 +16,7 @@ from cakdp_ext.pruning.incremental.recording import Recorder
 from cakdp_ext.pruning.incremental.tables import NotUnderstoodError
 from cakdp_ext.pruning.layers import evaluating
 
-_ROWS_TOGETHER = {"cpu": 2**15, "cuda": 2**20}
+_ROWS_TOGETHER = {"cpu": 2**16, "cuda": 2**20}
 _MOST_TOGETHER = 256
 
 
