@@ -22,17 +22,21 @@ from cakdp_ext.config import load_config
 from cakdp_ext.cpu_memory import keep_freed_memory
 from cakdp_ext.datasets import collate
 from cakdp_ext.engine.data import one_frame
+from cakdp_ext.engine.score import race as run_race
 from cakdp_ext.engine.score import scoring_frames, unpruned_student
 from cakdp_ext.pruning import (
+    CAPR,
     PLAIN_SCORING,
     FrameGaps,
+    LayerRules,
     RaceRules,
-    Standing,
     channel_graph,
     class_logits,
     count_macs,
-    decide,
+    ladder_from_scores,
     peak_memory,
+    started_scores,
+    with_gaps,
 )
 from cakdp_ext.pruning.incremental import IncrementalReplay
 
@@ -109,22 +113,17 @@ def exact(model, graph, batches):
 
 def race(model, graph, batches, exact_gaps, ratio):
     """Race for a keep ratio and compare what it keeps with what the exact gaps keep."""
-    rules, gaps = RaceRules(ratio), FrameGaps(model, class_logits, graph)
-    order = np.random.default_rng(0).permutation(len(batches))
-    measured = np.full_like(exact_gaps, np.nan)
-    standing, start = Standing.start(len(graph.groups)), time.perf_counter()
-    for stage in rules.stages(len(batches)):
-        for i in stage:
-            measured[i] = gaps.measure(batches[order[i]], standing.open)[0]
-        standing = decide(standing, measured[: stage.stop], len(batches), rules)
-        if standing.agreement >= rules.agreement or not len(standing.open):
-            break
-    seconds, number = time.perf_counter() - start, int(ratio * len(graph.groups))
-    is_known = ~np.isnan(measured)
-    means = np.where(is_known, measured, 0).sum(axis=0) / np.maximum(is_known.sum(axis=0), 1)
-    kept = set(np.lexsort((-means, -standing.decided))[:number].tolist())
-    wanted = set(np.argsort(-exact_gaps.mean(axis=0), kind="stable")[:number].tolist())
-    return Raced(seconds, float(is_known.mean()), standing.agreement, len(kept & wanted) / number)
+    gaps, frames = FrameGaps(model, class_logits, graph), {batch.frame_ids[0]: batch for batch in batches}
+
+    def measure(scores, frame_ids, wanted):
+        return with_gaps(scores, {frame: gaps.measure(frames[frame], wanted)[0] for frame in frame_ids}, graph)
+
+    start = started_scores(model, graph, "channel", "")
+    seconds, scores = timed(lambda: run_race(start, list(frames), RaceRules(ratio), measure))
+    kept = ladder_from_scores(scores, graph, CAPR, LayerRules()).kept_by_ratio(ratio)
+    wanted = set(np.argsort(-exact_gaps.mean(axis=0), kind="stable")[: len(kept)].tolist())
+    measured = (~np.isnan(scores.gaps)).sum() / exact_gaps.size
+    return Raced(seconds, float(measured), scores.race.agreement, len(kept & wanted) / len(kept))
 
 
 def avoided(model, graph, batch):
