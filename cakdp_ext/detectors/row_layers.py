@@ -96,19 +96,23 @@ def hidden_layers(layer: Callable[[int, int], nn.Module], in_features: int, widt
     return nn.Sequential(*layers)
 
 
-def shared_layers(in_features: int, widths: Sequence[int], dropout: float) -> nn.Sequential:
+def shared_layers(
+    in_features: int, widths: Sequence[int], dropout: float, layer: Callable[[int, int], nn.Module] | None = None
+) -> nn.Sequential:
     """Stack the layers that all branches share: batch norm and ReLU behind each, dropout between two.
 
     Args:
         in_features: width of the input.
         widths: of the layers; none gives an identity.
         dropout: share that is dropped; 0 leaves the dropout layers out.
+        layer: makes a layer of two widths; ``RowConv1d`` by default.
     """
+    layer = layer or RowConv1d
     layers: list[nn.Module] = []
     for index, width in enumerate(widths):
         if index and dropout > 0:
             layers.append(nn.Dropout(dropout))
-        layers += [RowConv1d(in_features, width), nn.BatchNorm1d(width), nn.ReLU()]
+        layers += [layer(in_features, width), nn.BatchNorm1d(width), nn.ReLU()]
         in_features = width
     return nn.Sequential(*layers)
 

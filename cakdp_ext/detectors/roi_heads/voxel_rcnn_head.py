@@ -14,6 +14,7 @@ from cakdp_ext.detectors.roi_heads.roi_config import VoxelRCNNHeadConfig
 from cakdp_ext.detectors.roi_heads.roi_frame import roi_grid_points
 from cakdp_ext.detectors.roi_heads.roi_head import RoiHead
 from cakdp_ext.detectors.roi_heads.voxel_pooling import GridPoints, NeighborVoxelPooling, VoxelSource
+from cakdp_ext.detectors.row_layers import shared_layers
 from cakdp_ext.types import LidarGeometry
 
 
@@ -92,19 +93,11 @@ class VoxelRCNNHead(RoiHead):
 
 
 def fully_connected(in_features: int, widths: Sequence[int], dropout: float) -> nn.Sequential:
-    """Stack linear layers, each with batch norm and ReLU, and dropout between them.
+    """Stack linear layers, each with batch norm and ReLU, and dropout between them; see :func:`shared_layers`."""
+    return shared_layers(in_features, widths, dropout, _linear)
 
-    Args:
-        in_features: width of the input.
-        widths: of the layers; none gives an identity.
-        dropout: share that is dropped; 0 leaves the dropout layers out.
-    """
-    layers: list[nn.Module] = []
-    for index, width in enumerate(widths):
-        if index and dropout > 0:
-            layers.append(nn.Dropout(dropout))
-        linear = nn.Linear(in_features, width, bias=False)
-        nn.init.xavier_normal_(linear.weight)
-        layers += [linear, nn.BatchNorm1d(width), nn.ReLU()]
-        in_features = width
-    return nn.Sequential(*layers)
+
+def _linear(in_features: int, out_features: int) -> nn.Linear:
+    linear = nn.Linear(in_features, out_features, bias=False)
+    nn.init.xavier_normal_(linear.weight)
+    return linear
