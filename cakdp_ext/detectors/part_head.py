@@ -12,6 +12,7 @@ from torch import Tensor
 from cakdp_ext.detectors.point_features import PointFeatures
 from cakdp_ext.detectors.point_head import (
     PointHeadSimple,
+    PointLossConfig,
     PointLossWeights,
     PointPredictions,
     PointTargetConfig,
@@ -30,16 +31,10 @@ class PartLossWeights(PointLossWeights):
 
 
 @dataclass(frozen=True)
-class PartLossConfig:
-    """What the point head is trained with (LOSS_CONFIG).
-
-    Attributes:
-        loss_weights: see there.
-        loss_reg: changes nothing; files for OpenPCDet have it.
-    """
+class PartLossConfig(PointLossConfig):
+    """What the point head is trained with (LOSS_CONFIG)."""
 
     loss_weights: PartLossWeights
-    loss_reg: str = "smooth-l1"
 
 
 @dataclass(frozen=True)
