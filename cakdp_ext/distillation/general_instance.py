@@ -81,8 +81,8 @@ class GeneralInstanceKD(DistillMethod):
 
     What the paper leaves open, or what is another thing with points, is decided so:
 
-    * How the maps are read: one bilinear sample in the middle of each of 7 x 7 equal parts of a box; the paper names
-      neither. Most boxes of pedestrians span fewer cells than that.
+    * How the maps are read: one bilinear sample in the middle of each of 7 x 7 equal parts of a box, the usual size of
+      RoIAlign. Most boxes of pedestrians span fewer cells than that.
     * The linear adaption is one of channels, the same at every point, and is not there where student and teacher have
       the same channels: then nothing stands between a student that agrees and a loss of 0. Its output goes into both
       the feature and the relation term.

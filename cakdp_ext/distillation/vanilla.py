@@ -57,9 +57,9 @@ class VanillaKD(DistillMethod):
       cross-entropy is that of two outcomes. The teacher's own entropy is taken off, which no gradient sees: the loss is
       the divergence, and 0 where student and teacher agree. As in the paper the square of the temperature multiplies
       it.
-    * The terms of all places and classes of a frame are added and divided by the number of places where the teacher has
-      found something (at least 1), then averaged over the frames: a mean over all places, of which a few in a hundred
-      thousand hold an object, would be next to nothing, and the heads' own losses are divided so too.
+    * The terms of all places and classes of a batch are added and divided by the number of places where the teacher has
+      found something (at least 1): a mean over all places, of which a few in a hundred thousand hold an object, would
+      be next to nothing. Frames are not divided one by one: one in which nothing is found would outweigh all others.
     * Center heads of other strides: the target of a cell and class is the highest logit among the teacher's cells in
       it, as the peak of an object must not be lost; a coarser teacher's cell is the target of all cells in it.
     * Boxes, where asked for: smooth L1 of the regressed values at the places where the teacher has found something,
@@ -96,13 +96,10 @@ class VanillaKD(DistillMethod):
         check_finite(teacher.dense.cls_logits, "the teacher's class logits", TEACHER_ADVICE)
         targets = matched_logits(student.sites, teacher)
         found = targets.amax(dim=2).sigmoid() > self.config.positive_thresh
-        num_found = found.sum(dim=1).clamp(min=1)
-        terms = soft_target_loss(student.dense.cls_logits, targets, self.config.temperature)
-        loss = (terms.sum(dim=(1, 2)) / num_found).mean()
+        loss = soft_target_loss(student.dense.cls_logits, targets, self.config.temperature).sum()
         if self.config.box_weight > 0:
-            per_frame = self._boxes(student, teacher, targets).sum(dim=(1, 2)) / num_found
-            loss = loss + self.config.box_weight * per_frame.mean()
-        return DistillOutput(loss)
+            loss = loss + self.config.box_weight * self._boxes(student, teacher, targets).sum()
+        return DistillOutput(loss / found.sum().clamp(min=1))
 
     def _boxes(self, student: Taps, teacher: Taps, targets: Tensor) -> Tensor:
         """Give the weighted terms ``(B, A, P)`` of the boxes of every part."""
