@@ -10,7 +10,7 @@ import numpy as np
 
 from cakdp_ext.types import RaceResult
 
-_PRIOR = 4.0
+_PRIOR = 2.0
 """Frames' worth of trust in the spread that all filters share, against each one's own (Smyth, 2004)."""
 _FLOOR = 1e-3
 """Filters worth less than this share of those at the cut count as worth this share."""
@@ -129,12 +129,18 @@ def _doubt(gaps: np.ndarray, ranked: np.ndarray, keep: int, num_frames: int) -> 
     weights = at_cut / at_cut.sum()
     ratios = gaps / at_cut
     ratio = np.maximum((weights * ratios).sum(axis=0), _FLOOR)
-    own = (weights * (ratios / ratio - 1) ** 2).sum(axis=0) * seen / (seen - 1)
-    spread = (_PRIOR * np.median(own) + (seen - 1) * own) / (_PRIOR + seen - 1)
+    free = seen - 1
+    own = (weights * (ratios / ratio - 1) ** 2).sum(axis=0) * seen / free
+    shared = np.median(own) / _chi_square_median(free)
+    spread = (_PRIOR * shared + free * own) / (_PRIOR + free)
     error = np.sqrt(spread * (weights**2).sum() * (1 - seen / num_frames))
     distance = np.abs(np.log(ratio)) / np.maximum(error, tiny)
-    freedom = _PRIOR + seen - 1
-    return np.array([_tail(value, freedom) for value in distance])
+    return np.array([_tail(value, _PRIOR + free) for value in distance])
+
+
+def _chi_square_median(freedom: int) -> float:
+    """Median of a spread estimated with so many degrees of freedom, over the true one (Wilson and Hilferty 1931)."""
+    return (1 - 2 / (9 * freedom)) ** 3
 
 
 def _tail(value: float, freedom: float) -> float:
