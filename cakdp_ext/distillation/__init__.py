@@ -6,8 +6,9 @@ from cakdp_ext.distillation.comparison import Samples, compare
 from cakdp_ext.distillation.config import DistillConfig, MethodChoice, SkdConfig
 from cakdp_ext.distillation.distiller import Distiller, Taught, build_methods, roles_of
 from cakdp_ext.distillation.general_instance import GeneralInstanceKD
+from cakdp_ext.distillation.homogeneous import matched_logits, matched_rows, require_homogeneous
 from cakdp_ext.distillation.instances import sample_boxes
-from cakdp_ext.distillation.matching import SiteMatch, check_sites, match_sites, require_homogeneous, rois_at
+from cakdp_ext.distillation.matching import SiteMatch, check_sites, match_sites, rois_at
 from cakdp_ext.distillation.methods import DistillMethod, DistillOutput, Lesson, find_method, register_method
 from cakdp_ext.distillation.point_distiller import PointDistiller
 from cakdp_ext.distillation.projector import MapProjector, RowProjector
@@ -17,7 +18,7 @@ from cakdp_ext.distillation.sparse_kd import SparseKD
 from cakdp_ext.distillation.student_motivated import StudentMotivatedKD
 from cakdp_ext.distillation.teacher import FrozenTeacher, SecondStage
 from cakdp_ext.distillation.teacher_motivated import JointKD, TeacherMotivatedKD, sites_of_rois
-from cakdp_ext.distillation.vanilla import VanillaKD, matched_logits, matched_rows, soft_target_loss
+from cakdp_ext.distillation.vanilla import VanillaKD, soft_target_loss
 
 __all__ = [
     "DistillConfig",

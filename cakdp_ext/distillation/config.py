@@ -18,7 +18,7 @@ class NoOptions:
 
 @dataclass(frozen=True)
 class SkdConfig:
-    """Keys of SKD, TKD and TSKD, which may stand in MODEL.DISTILL whatever METHOD says.
+    """Keys of SKD, TKD and TSKD.
 
     Attributes:
         space: where Eq. 1 compares student and teacher: ``logits`` or ``probability`` (their sigmoids).

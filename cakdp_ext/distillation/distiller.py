@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cakdp_ext.checkpoint import PROJECTORS, load_weights
 from cakdp_ext.config import ConfigError
 from cakdp_ext.contract import EncodedScene, OneStageStudent, Teacher
 from cakdp_ext.distillation.config import DistillConfig
@@ -87,6 +89,19 @@ class Distiller(nn.Module):
         """Whether a method has parameters or buffers: something to train, to move and to keep for a resume."""
         return any(True for _ in (*self.parameters(), *self.buffers()))
 
+    def kept(self) -> dict[str, dict[str, Tensor]]:
+        """Give what a checkpoint keeps of what is trained beside the student, for a resume only; nothing without."""
+        state = {key: value.detach().cpu() for key, value in self.state_dict().items()}
+        return {PROJECTORS: state} if state else {}
+
+    def resume(self, content: Mapping[str, Any], where: Any) -> None:
+        """Take it from a checkpoint.
+
+        Raises:
+            CheckpointError: for one that lacks it, or holds other shapes.
+        """
+        load_weights(self, content.get(PROJECTORS, {}), f"{PROJECTORS} of {where}")
+
     def prepare(self, student: OneStageStudent, geometry: LidarGeometry | None = None) -> None:
         """Refuse what does not fit, and make what is trained; called once, before there is an optimizer.
 
@@ -102,14 +117,15 @@ class Distiller(nn.Module):
                 method.check(student.sites, self.teacher.sites)
             except ValueError as error:
                 raise ConfigError(f"the teacher cannot teach this student by {name}: {error}") from error
+        device = student.sites.centers.device
         if not self.adapts:
+            self.to(device)
             return
         if geometry is None or not isinstance(student, Teacher):
             raise ConfigError(
                 f"{', '.join(self.each)} must see what {type(student).__name__} computes before the training; give it "
                 "sites and encode, as cakdp_ext.types.Teacher has them, and geometry"
             )
-        device = student.sites.centers.device
         frame = made_up_frame(geometry, device)
         with torch.no_grad(), evaluating(student):
             ours, theirs = student.encode(frame, self.shown).taps, self.teacher.encode(frame, self.shown).taps

@@ -11,12 +11,18 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from cakdp_ext.distillation.comparison import TEACHER_ADVICE
+from cakdp_ext.distillation.homogeneous import (
+    box_terms,
+    matched_logits,
+    matched_rows,
+    part_order,
+    require_homogeneous,
+)
 from cakdp_ext.distillation.instances import Instances, owners, sample_boxes, select_instances
-from cakdp_ext.distillation.matching import require_homogeneous
 from cakdp_ext.distillation.methods import DistillMethod, DistillOutput, Lesson, register_method
 from cakdp_ext.distillation.projector import RowProjector
 from cakdp_ext.distillation.representatives import STUDENT_ADVICE, check_finite
-from cakdp_ext.distillation.vanilla import box_terms, matched_logits, matched_rows, part_order, soft_target_loss
+from cakdp_ext.distillation.vanilla import soft_target_loss
 from cakdp_ext.taps import BoxCodes, Taps
 from cakdp_ext.types import PredictionSites, Role
 

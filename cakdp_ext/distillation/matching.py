@@ -124,32 +124,6 @@ def _match_positions(student_centers: Tensor, teacher_centers: Tensor) -> SiteMa
     return SiteMatch(len(teacher_centers), sites_in_cells(student_centers, teacher_centers))
 
 
-def require_homogeneous(method: str, student: PredictionSites, teacher: PredictionSites, *, with_boxes: bool) -> None:
-    """Refuse heads that do not say the same kind of thing at places that can be matched.
-
-    Args:
-        method: named in errors.
-        student: where the student's predictions sit.
-        teacher: where the teacher's do.
-        with_boxes: what the heads regress is compared too, which is told from the cell.
-
-    Raises:
-        ConfigError: for an anchor head and a center head, for places that do not match, or with boxes for other cells.
-    """
-    kinds = ["a center head" if sites.anchors is None else "an anchor head" for sites in (student, teacher)]
-    if kinds[0] != kinds[1]:
-        raise ConfigError(
-            f"{method} compares heads of one kind, the student has {kinds[0]}, the teacher {kinds[1]}; give both "
-            "the same DENSE_HEAD, or use METHOD SKD"
-        )
-    match_sites(student, teacher)
-    if with_boxes and student.stride != teacher.stride:
-        raise ConfigError(
-            f"BOX_WEIGHT compares boxes cell by cell, the student's map has stride {student.stride}, the teacher's "
-            f"{teacher.stride}; give both the same stride, or make BOX_WEIGHT 0"
-        )
-
-
 def check_sites(student_sites: PredictionSites, teacher_sites: PredictionSites) -> None:
     """Check that prediction i of the student and prediction i of the teacher's first stage share one anchor.
 

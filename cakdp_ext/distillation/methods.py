@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -142,3 +142,8 @@ def find_method(name: str) -> type[DistillMethod]:
     if name not in _METHODS:
         raise ConfigError(f"unknown distillation METHOD {name!r}; valid methods: {', '.join(sorted(_METHODS))}")
     return _METHODS[name]
+
+
+def all_methods() -> Collection[type[DistillMethod]]:
+    """Give every method that is registered."""
+    return _METHODS.values()

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cakdp_ext.config import ConfigError, ModelSource, from_node
-from cakdp_ext.distillation.config import DistillConfig, MethodChoice, SkdConfig, check_weight
-from cakdp_ext.distillation.methods import find_method
+from cakdp_ext.distillation.config import DistillConfig, MethodChoice, check_weight
+from cakdp_ext.distillation.methods import all_methods, find_method
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ def read_config(node: Mapping[str, Any], where: str) -> DistillConfig:
 
     ``METHOD`` is a name, or a list of names and of mappings ``{NAME, WEIGHT, ...}`` with keys of the method's own. Keys
     beside ``METHOD`` go to every method that knows them; a mapping's own keys go before them. ``ALPHA`` is the weight
-    of every method that has no ``WEIGHT``. The keys of SKD may stand there even where nobody asks for them, so that one
-    word of a YAML changes the method.
+    of every method that has no ``WEIGHT``. The keys of any method may stand there even where nobody asks for them, so
+    that one word of a YAML changes the method.
 
     Args:
         node: MODEL.DISTILL's mapping.
@@ -43,12 +43,12 @@ def read_config(node: Mapping[str, Any], where: str) -> DistillConfig:
     shared = {key: value for key, value in node.items() if key not in own}
     common = from_node(_Common, own, where)
     entries = [_entry(item, where) for item in _as_list(common.method)]
-    known = dict.fromkeys([*_keys(_Common), *_keys(SkdConfig)])
-    for name, _ in entries:
-        known.update(dict.fromkeys(_keys(find_method(name).Config)))
-    unknown = [key for key, value in shared.items() if key not in known and value is not None]
+    known = [*_keys(_Common), *(key for name, _ in entries for key in _keys(find_method(name).Config))]
+    of_others = {key for method in all_methods() for key in _keys(method.Config)}
+    unknown = [key for key, value in shared.items() if value is not None and key not in {*known, *of_others}]
     if unknown:
-        raise ConfigError(f"unknown key {', '.join(unknown)} in {where}; valid keys: {', '.join(known)}")
+        valid = ", ".join(dict.fromkeys(known))
+        raise ConfigError(f"unknown key {', '.join(unknown)} in {where}; valid keys: {valid}")
     choices = tuple(_choice(name, keys, shared, common.alpha, where) for name, keys in entries)
     try:
         return DistillConfig(common.teacher, choices)

@@ -14,11 +14,17 @@ from cakdp_ext import ops
 from cakdp_ext.config import ConfigError
 from cakdp_ext.distillation.classes import class_order, to_student
 from cakdp_ext.distillation.comparison import TEACHER_ADVICE
-from cakdp_ext.distillation.matching import require_homogeneous
+from cakdp_ext.distillation.homogeneous import (
+    box_terms,
+    matched_logits,
+    matched_rows,
+    part_order,
+    require_homogeneous,
+    weights_of_parts,
+)
 from cakdp_ext.distillation.methods import DistillMethod, DistillOutput, Lesson, register_method
 from cakdp_ext.distillation.pivots import best_positions, confident_positions, positions_around
 from cakdp_ext.distillation.representatives import check_finite
-from cakdp_ext.distillation.vanilla import box_terms, matched_logits, matched_rows, part_order, weights_of_parts
 from cakdp_ext.taps import Taps
 from cakdp_ext.types import Batch, PredictionSites, Role
 

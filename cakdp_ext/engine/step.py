@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
+import torch
 from torch import Tensor, nn
 
-from cakdp_ext.checkpoint import PROJECTORS, load_weights
 from cakdp_ext.config import ConfigError
 from cakdp_ext.contract import OneStageStudent, TrainingOutput
 from cakdp_ext.distillation import DistillConfig, Distiller, FrozenTeacher
@@ -65,20 +64,6 @@ class TrainingStep(nn.Module):
         if self.distiller is not None and self.distiller.inherits is not None:
             guide_weights_(self.student, self.distiller.teacher.module, self.distiller.inherits, geometry)
 
-    def projectors(self) -> dict[str, dict[str, Tensor]]:
-        """Give what a checkpoint keeps of what is trained beside the student, for a resume only; nothing without."""
-        state = self.distiller.state_dict() if self.distiller is not None else {}
-        return {PROJECTORS: {key: value.detach().cpu() for key, value in state.items()}} if state else {}
-
-    def load_projectors(self, content: Mapping[str, Any], where: str) -> None:
-        """Take it from a checkpoint.
-
-        Raises:
-            CheckpointError: for one that lacks it, or holds other shapes.
-        """
-        if self.distiller is not None:
-            load_weights(self.distiller, content.get(PROJECTORS, {}), f"{PROJECTORS} of {where}")
-
     def _shown(self, output: TrainingOutput, distiller: Distiller) -> Taps:
         """Take what the methods ask for out of a forward of the student."""
         if output.tap is not None:
@@ -90,3 +75,9 @@ class TrainingStep(nn.Module):
                 f"training, which {', '.join(distiller.each)} asks for; let the tap of its TrainingOutput give it"
             )
         return Taps(cast(OneStageStudent, self.student).sites, {Role.DENSE: output.predictions})
+
+
+def mixed_precision(device: torch.device, use_amp: bool) -> torch.autocast:
+    """Give the context that a step computes in: with ``use_amp`` float16 on CUDA, bfloat16 elsewhere."""
+    dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=use_amp)

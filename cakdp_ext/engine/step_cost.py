@@ -19,10 +19,11 @@ from cakdp_ext.datasets import collate
 from cakdp_ext.engine.build import build_student, build_teacher, distill_config, pruning_config
 from cakdp_ext.engine.choice import OPENPCDET, adapter, engine_name
 from cakdp_ext.engine.data import build_split
-from cakdp_ext.engine.step import TrainingStep
+from cakdp_ext.engine.step import TrainingStep, mixed_precision
 from cakdp_ext.held_out import evenly_spaced
 from cakdp_ext.openpcdet.locate import openpcdet_root
 from cakdp_ext.openpcdet.resolve import make_absolute
+from cakdp_ext.own_modules import import_modules
 from cakdp_ext.pruning import load_plan, peak_memory
 from cakdp_ext.types import Batch, LidarGeometry
 
@@ -68,7 +69,7 @@ def build_step(config: EasyDict, geometry: LidarGeometry, device: torch.device, 
     return TrainingStep(student, build_teacher(config, geometry, device), distill_config(config)).train()
 
 
-def measure_step(config: EasyDict, ckpt: Path, device: torch.device, num_steps: int) -> StepCost:
+def measure_step(config: EasyDict, ckpt: Path, device: torch.device, num_steps: int, use_amp: bool) -> StepCost:
     """Measure steps with a trained student on frames of the test split.
 
     On a CPU it is done in a process of its own, since a process does not give memory back that it once had.
@@ -78,28 +79,35 @@ def measure_step(config: EasyDict, ckpt: Path, device: torch.device, num_steps: 
         ckpt: weights of the student: what a teacher is asked depends on them.
         device: where to measure.
         num_steps: timed steps, behind one that is not.
+        use_amp: in mixed precision, as the training.
     """
+    asked = (config, ckpt, device, num_steps, use_amp, torch.get_num_threads())
     if device.type != "cpu":
-        return _measure(config, ckpt, device, num_steps, torch.get_num_threads())
+        return _measure(*asked)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_measure, config, ckpt, device, num_steps, torch.get_num_threads()).result()
+        return pool.submit(_measure, *asked).result()
 
 
-def _measure(config: EasyDict, ckpt: Path, device: torch.device, num_steps: int, num_threads: int) -> StepCost:
+def _measure(
+    config: EasyDict, ckpt: Path, device: torch.device, num_steps: int, use_amp: bool, num_threads: int
+) -> StepCost:
     torch.set_num_threads(num_threads)
+    import_modules(config)  # in a process of its own nobody has
     dataset = build_split(config, str(config.DATA_CONFIG.DATA_SPLIT["test"]))
     step = build_step(config, dataset.geometry, device, ckpt)
     chosen = evenly_spaced(len(dataset), int(config.OPTIMIZATION.BATCH_SIZE_PER_GPU))
     batch = getattr(dataset, "collate", collate)([dataset[index] for index in chosen]).to(device)
     with peak_memory(device) as peak:
-        _train(step, batch, device)
-        seconds = [_train(step, batch, device) for _ in range(num_steps)]
+        _train(step, batch, device, use_amp)
+        seconds = [_train(step, batch, device, use_amp) for _ in range(num_steps)]
     return StepCost(1e3 * statistics.median(seconds), peak.num_bytes)
 
 
-def _train(step: Step, batch: Batch, device: torch.device) -> float:
+def _train(step: Step, batch: Batch, device: torch.device, use_amp: bool) -> float:
     start = time.perf_counter()
-    torch.stack([loss.float() for loss in step(batch).values()]).sum().backward()
+    with mixed_precision(device, use_amp):
+        losses = step(batch)
+    torch.stack([loss.float() for loss in losses.values()]).sum().backward()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start

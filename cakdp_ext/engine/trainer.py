@@ -21,7 +21,7 @@ from cakdp_ext.engine.data import EpochSampler
 from cakdp_ext.engine.distributed import Workers, barrier, gather, mean_over_workers
 from cakdp_ext.engine.runs import LOG, RunFolder
 from cakdp_ext.engine.schedule import OptimizationConfig, build_optimizer, build_schedule
-from cakdp_ext.engine.step import TrainingStep
+from cakdp_ext.engine.step import TrainingStep, mixed_precision
 from cakdp_ext.types import Batch
 
 
@@ -141,7 +141,7 @@ class Trainer:
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """Take one optimizer step on a batch that lies on the device; give its weighted losses by name."""
         self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
+        with mixed_precision(self.place.device, self.options.use_amp):
             losses = (self.forward or self.step)(batch)
         loss = torch.stack([value.float() for value in losses.values()]).sum()
         if not torch.isfinite(loss):
@@ -190,14 +190,9 @@ class Trainer:
             return
         self.sampler.set_position(epoch)
         batches = islice(chain.from_iterable(repeat(self.loader)), steps)
-        with self._autocast():
+        with mixed_precision(self.place.device, self.options.use_amp):
             calibrate_batch_norm(self.model, (batch.to(self.place.device) for batch in batches))
         LOG.info("batch norm measured again on %d batches", steps)
-
-    def _autocast(self) -> torch.autocast:
-        device = self.place.device.type
-        dtype = torch.float16 if device == "cuda" else torch.bfloat16
-        return torch.autocast(device, dtype=dtype, enabled=self.options.use_amp)
 
     def _save_in_time(self) -> None:
         if self.place.world_size > 1 and self.position.iteration % self.options.log_every:
@@ -224,7 +219,7 @@ class Trainer:
             "random_state": random,
             "batch_size": self.sampler.batch_size,
             **self.extra_state,
-            **self.step.projectors(),
+            **(self.step.distiller.kept() if self.step.distiller is not None else {}),
         }
 
     def resume(self, file: Path | None = None) -> bool:
@@ -245,7 +240,8 @@ class Trainer:
         where = f"the checkpoint to resume {f'in {self.run.ckpt}' if file is None else file}"
         self._require_same_run(content, where)
         load_weights(self.model, content["model_state"], where)
-        self.step.load_projectors(content, where)
+        if self.step.distiller is not None:
+            self.step.distiller.resume(content, where)
         self.optimizer.load_state_dict(content["optimizer_state"])
         self.schedule.load_state_dict(content["schedule_state"])
         self.scaler.load_state_dict(content["scaler_state"])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from pcdet.models.detectors import CenterPoint, SECONDNet
 from torch import Tensor
 
@@ -84,11 +85,15 @@ class CaKDPStudent(DetectorFaces):
             narrow_(self, self.width, self.geometry)  # type: ignore[arg-type]
         self._prune(model_cfg.get("PRUNING"), dataset)
         if model_cfg.get("DISTILL") and dataset.training:
-            self._distillation = Distillation.of(model_cfg["DISTILL"], dataset)
-            pruning = model_cfg.get("PRUNING")
-            if not pruning or pruning.get("INITIAL_WEIGHTS") == "random":
-                self._distillation.start(self)
-            self._distillation.prepare(self)
+            with torch.random.fork_rng():  # every method sees the frames in the order of a training without a teacher
+                self._distil(model_cfg, dataset)
+
+    def _distil(self, model_cfg: Any, dataset: Any) -> None:
+        self._distillation = Distillation.of(model_cfg["DISTILL"], dataset)
+        pruning = model_cfg.get("PRUNING")
+        if not pruning or pruning.get("INITIAL_WEIGHTS") == "random":
+            self._distillation.start(self)
+        self._distillation.prepare(self)
 
     def _check_head(self) -> None:
         """Refuse a head of the other kind, which would train and, when all is done, give nothing to post-processing."""

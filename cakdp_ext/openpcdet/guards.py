@@ -124,7 +124,7 @@ class LoadingGuard:
 
         def save(state: Any, filename: Any = "checkpoint") -> None:
             distillation = getattr(self.model, "_distillation", None)
-            trained = distillation.state() if distillation else {}
+            trained = distillation.distiller.kept() if distillation else {}
             whole({**state, **trained, **width_entry(getattr(self.model, "width", None))}, filename)
 
         return save

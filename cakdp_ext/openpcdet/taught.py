@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from cakdp_ext.checkpoint import PROJECTORS, load_weights
+from cakdp_ext.checkpoint import PROJECTORS
 from cakdp_ext.distillation import Distiller, FrozenTeacher, read_config
 from cakdp_ext.openpcdet.dense import home_of
 from cakdp_ext.openpcdet.teacher import build_teacher
@@ -75,11 +75,6 @@ class Distillation:
         if self.distiller.is_trained:
             student.projectors = Unsaved(self.distiller)
 
-    def state(self) -> dict[str, dict[str, Tensor]]:
-        """Give what a checkpoint keeps of the projectors, for a resume only; nothing where there are none."""
-        state = self.distiller.state_dict()
-        return {PROJECTORS: {key: value.detach().cpu() for key, value in state.items()}} if state else {}
-
     def resume(self, content: Mapping[str, Any], file: Any) -> None:
         """Take the projectors from a checkpoint.
 
@@ -89,8 +84,8 @@ class Distillation:
             CheckpointError: for projectors of other shapes.
         """
         if PROJECTORS in content:
-            load_weights(self.distiller, content[PROJECTORS], f"{PROJECTORS} of {file}")
-        elif self.distiller.state_dict():
+            self.distiller.resume(content, file)
+        elif self.distiller.kept():
             LOG.warning(
                 "%s holds no projectors of MODEL.DISTILL, which start anew; start OpenPCDet by tools/train.py of "
                 "cakdp_ext to have them saved",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cakdp_ext.center_maps import CenterCells
-from cakdp_ext.refinement.loss import iou_loss
+from cakdp_ext.refinement.loss import ALL, SAMPLES, iou_loss
 from cakdp_ext.refinement.targets import anchor_iou_targets, center_cell_targets, decoded_iou_targets
 
 PRIOR_PROBABILITY = 0.01
@@ -25,14 +25,18 @@ class IoUHeadConfig:
     Attributes:
         label: ``anchor``: the IoU of each anchor with its best object; ``decoded_box``: that of the predicted box.
         weight: beta of Eq. 7.
+        samples: which outputs are taught: ``all``, or those with ``positive`` labels alone, as before the paper.
     """
 
     LABELS: ClassVar[tuple[str, ...]] = ("anchor", "decoded_box")
 
     label: str = "anchor"
     weight: float = 1.0
+    samples: str = ALL
 
     def __post_init__(self) -> None:
+        if self.samples not in SAMPLES:
+            raise ValueError(f"SAMPLES must be {' or '.join(SAMPLES)}, got {self.samples!r}")
         if self.label not in self.LABELS:
             raise ValueError(f"LABEL must be {' or '.join(self.LABELS)}, got {self.label!r}")
 
@@ -45,6 +49,7 @@ class CenterIoUHeadConfig(IoUHeadConfig):
         label: ``decoded_box``: the IoU of each cell's predicted box with its best object; ``center``: 1 at the cells
             of objects' centres (the released code).
         weight: beta of Eq. 7.
+        samples: which outputs are taught: ``all``, or those with ``positive`` labels alone, as before the paper.
     """
 
     LABELS: ClassVar[tuple[str, ...]] = ("decoded_box", "center")
@@ -82,7 +87,7 @@ def anchor_branch_loss(
         A scalar.
     """
     targets = anchor_branch_targets(config.label, anchors, decode, gt_boxes, gt_labels, iou_logits.shape[2])
-    return config.weight * iou_loss(iou_logits, targets)
+    return config.weight * iou_loss(iou_logits, targets, config.samples)
 
 
 @torch.no_grad()
@@ -120,7 +125,7 @@ def center_branch_loss(
         A scalar.
     """
     targets = center_branch_targets(config.label, cells, decode, gt_boxes, gt_labels, iou_logits.shape[2])
-    return config.weight * iou_loss(iou_logits, targets)
+    return config.weight * iou_loss(iou_logits, targets, config.samples)
 
 
 @torch.no_grad()

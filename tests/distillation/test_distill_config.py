@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from cakdp_ext.config import ConfigError, ModelSource
+from cakdp_ext.config import ConfigError, ModelSource, load_config
 from cakdp_ext.distillation import (
     DistillMethod,
     MethodChoice,
@@ -12,6 +14,7 @@ from cakdp_ext.distillation import (
 )
 from cakdp_ext.distillation import methods as methods_module
 
+ROOT = Path(__file__).resolve().parents[2]
 TEACHER = {"CFG": "cfgs/kitti/voxel_rcnn.yaml", "CKPT": "teacher.pth"}
 
 
@@ -38,7 +41,7 @@ def test_every_key_is_read():
             {"SCORE_THRESHOLD": 0.1},
             "unknown key SCORE_THRESHOLD .* TEACHER, METHOD, ALPHA, SPACE, SCORE_THRESH, NMS_THRESH",
         ),
-        ({"TEMPERATURE": 2.0}, "unknown key TEMPERATURE in MODEL.DISTILL"),
+        ({"TEMPERATURES": 2.0}, "unknown key TEMPERATURES in MODEL.DISTILL"),
         ({"TEACHER": {**TEACHER, "NAME": "x"}}, "unknown key NAME in TEACHER of MODEL.DISTILL"),
         ({"TEACHER": {"CFG": "a.yaml"}}, "ckpt"),
         ({"TEACHER": {**TEACHER, "CKPT": None}}, "CKPT of TEACHER must be the path of a file, got None"),
@@ -80,6 +83,17 @@ def test_one_word_changes_the_method_of_a_yaml_with_the_keys_of_skd():
     assert (choice.name, choice.weight) == ("VanillaKD", 2.0)
     (choice,) = read(**keys, METHOD="VanillaKD", TEMPERATURE=3).methods
     assert choice.options.temperature == 3
+
+
+@pytest.mark.parametrize("name", ["SKD", "TSKD", "VanillaKD", "GID", "PointDistiller", "SparseKD"])
+def test_one_word_changes_the_method_of_every_shipped_yaml(name):
+    files = sorted((ROOT / "cfgs").glob("*/methods/*.yaml"))
+    sections = {file: load_config(file).MODEL.get("DISTILL") for file in files}
+    assert sum(map(bool, sections.values())) >= 6
+    for file, section in sections.items():
+        if section:
+            (choice,) = read_config({**section, "METHOD": name}, str(file)).methods
+            assert choice.name == name
 
 
 def test_a_method_can_be_registered_from_outside_but_not_replaced(monkeypatch):

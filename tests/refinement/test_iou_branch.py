@@ -60,6 +60,19 @@ def test_a_label_of_the_other_kind_of_head_is_refused(config, label, valid):
         from_node(config, {"LABEL": label}, "IOU_HEAD")
 
 
+@pytest.mark.parametrize("config", [IoUHeadConfig, CenterIoUHeadConfig])
+def test_unknown_samples_are_refused(config):
+    with pytest.raises(ConfigError, match="IOU_HEAD: SAMPLES must be all or positive, got 'some'"):
+        from_node(config, {"SAMPLES": "some"}, "IOU_HEAD")
+
+
+def test_a_branch_teaches_the_samples_that_its_config_names(cells, objects):
+    logits = torch.zeros(2, 30, 3, requires_grad=True)
+    center_branch_loss(CenterIoUHeadConfig("center", 1.0, "positive"), logits, cells, not_asked, *objects).backward()
+    targets = center_branch_targets("center", cells, not_asked, *objects, 3)
+    assert torch.equal(logits.grad != 0, targets > 0)
+
+
 def test_center_label_needs_no_boxes(cells, objects):
     targets = center_branch_targets("center", cells, not_asked, *objects, 3)
     assert targets.shape == (2, 30, 3)

@@ -6,13 +6,14 @@ import torch
 from cakdp_ext.refinement import iou_loss
 
 
-def slow_loss(iou_logits, targets):
+def slow_loss(iou_logits, targets, samples="all"):
     frames = []
     for logits, labels in zip(iou_logits.tolist(), targets.tolist(), strict=True):
         pairs = [
             pair for row, label_row in zip(logits, labels, strict=True) for pair in zip(row, label_row, strict=True)
         ]
-        error = sum((1 / (1 + math.exp(-logit)) - label) ** 2 for logit, label in pairs)
+        taught = [pair for pair in pairs if pair[1] > 0] if samples == "positive" else pairs
+        error = sum((1 / (1 + math.exp(-logit)) - label) ** 2 for logit, label in taught)
         frames.append(error / max(sum(label > 0 for _, label in pairs), 1))
     return sum(frames) / len(frames)
 
@@ -26,9 +27,17 @@ def sparse_case(seed):
     return logits, targets
 
 
-def test_loss_is_equation_six_frame_by_frame():
+@pytest.mark.parametrize("samples", ["all", "positive"])
+def test_loss_is_equation_six_frame_by_frame(samples):
     logits, targets = sparse_case(seed=0)
-    assert iou_loss(logits, targets).item() == pytest.approx(slow_loss(logits, targets), rel=1e-12)
+    expected = slow_loss(logits, targets, samples)
+    assert iou_loss(logits, targets, samples).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_what_is_not_taught_gets_no_gradient():
+    logits, targets = sparse_case(seed=1)
+    iou_loss(logits.requires_grad_(), targets, "positive").backward()
+    assert torch.equal(logits.grad != 0, targets > 0)
 
 
 def test_one_hand_computed_frame():
@@ -63,10 +72,11 @@ def test_half_precision_logits_are_squared_in_float32():
     assert loss.item() == pytest.approx(slow_loss(half, targets), rel=1e-5)
 
 
-def test_nan_is_not_hidden():
+@pytest.mark.parametrize("samples", ["all", "positive"])
+def test_nan_is_not_hidden(samples):
     logits, targets = sparse_case(seed=3)
-    logits[2, 3, 1] = float("nan")
-    assert iou_loss(logits, targets).isnan()
+    logits[1, 3, 1] = float("nan")
+    assert iou_loss(logits, targets, samples).isnan()
 
 
 def test_another_number_of_classes_is_refused():

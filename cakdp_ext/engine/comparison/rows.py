@@ -35,10 +35,13 @@ class RowMaker:
         dataset: the test split.
         place: this process; the first one measures while the others wait.
         num_steps: training steps that are timed for each row; 0 times none.
+        use_amp: whether they are trained in mixed precision.
     """
 
-    def __init__(self, config: EasyDict, dataset: LidarDataset, place: Workers, num_steps: int) -> None:
-        self.config, self.dataset, self.place, self.num_steps = config, dataset, place, num_steps
+    def __init__(
+        self, config: EasyDict, dataset: LidarDataset, place: Workers, num_steps: int, use_amp: bool = False
+    ) -> None:
+        self.config, self.dataset, self.place, self.num_steps, self.use_amp = config, dataset, place, num_steps, use_amp
         self.headline = headline_metrics_of(config)
         self._costs: dict[str, Cost | None] = {}
         self._steps: dict[str, StepCost | None] = {}
@@ -74,7 +77,9 @@ class RowMaker:
         if training.label not in self._steps:
             measures = self.place.is_main and self.num_steps > 0
             self._steps[training.label] = (
-                measure_step(training.config, ckpt, self.place.device, self.num_steps) if measures else None
+                measure_step(training.config, ckpt, self.place.device, self.num_steps, self.use_amp)
+                if measures
+                else None
             )
             barrier()
         row = replace(row, note="; ".join(filter(None, (training.note, row.note))))

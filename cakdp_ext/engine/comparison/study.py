@@ -56,7 +56,7 @@ class Comparison:
         require_sources(config)
         self.config, self.run, self.place, self.request, self.asked = config, run, place, request, asked
         self.dataset = build_split(config, str(config.DATA_CONFIG.DATA_SPLIT["test"]))
-        self.rows = RowMaker(config, self.dataset, place, asked.num_steps)
+        self.rows = RowMaker(config, self.dataset, place, asked.num_steps, request.use_amp)
 
     def go(self) -> Report | None:
         """Go through the seeds, and write the report after each.

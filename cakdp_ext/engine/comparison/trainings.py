@@ -14,7 +14,7 @@ from easydict import EasyDict
 from cakdp_ext.config import ConfigError
 from cakdp_ext.engine.build import pruning_config
 from cakdp_ext.engine.runs import RunFolder
-from cakdp_ext.pruning import BUDGETS, PROPR, criterion_of, load_plan
+from cakdp_ext.pruning import BUDGETS, PROPR, WidthConfig, criterion_of, load_plan, read_width
 
 PLAIN, NARROW = "no distillation", "narrow, no distillation"
 
@@ -67,11 +67,12 @@ class Training:
     @property
     def scheme(self) -> str:
         """What share of the filters stays and by what they were chosen, as in the column "Config." of Table 2."""
-        pruning = pruning_config(self.config)
+        pruning, width = pruning_config(self.config), scheme_of_width(self.config.MODEL)
         if pruning is None:
-            return "1.00"
+            return width
         plan = load_plan(self.plan)
-        return f"{plan.source.get('keep_ratio', plan.keep_ratio):.2f} {criterion_of(plan, pruning)}"
+        cut = f"{plan.source.get('keep_ratio', plan.keep_ratio):.2f} {criterion_of(plan, pruning)}"
+        return cut if width == "1.00" else f"{cut} of {width}"
 
     @property
     def note(self) -> str:
@@ -83,6 +84,13 @@ class Training:
         """Name the run folder of one seed."""
         name = re.sub(r"[^A-Za-z0-9.]+", "_", self.label).strip("_")
         return RunFolder(folder.path / f"{name}_seed{seed}")
+
+
+def scheme_of_width(model_cfg: Mapping[str, Any]) -> str:
+    """Name the share of its filters that a network has from its birth: ``0.75``, or ``1.00 / 0.50`` of 3D and 2D."""
+    width = read_width(model_cfg) or WidthConfig()
+    shares = dict.fromkeys(f"{share:.2f}" for share in (width.backbone_3d, width.backbone_2d))
+    return " / ".join(shares)
 
 
 def label_of(method: Any) -> str:
