@@ -184,7 +184,7 @@ def drawn_scores(scores, file, seed, place):
     if place.is_main and not file.is_file():
         draw, found = np.random.default_rng(seed), load_scores(scores)
         values = {name: draw.random(len(each)) for name, each in found.values.items()}
-        save_scores(file, replace(found, values=values, frame_ids=()))
+        save_scores(file, replace(found, values=values, frame_ids=(), gaps=None, race=None, spare={}))
     barrier()
     return str(file)
 

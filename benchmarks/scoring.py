@@ -33,6 +33,8 @@ from cakdp_ext.pruning import (
     channel_graph,
     class_logits,
     count_macs,
+    counting,
+    lacking,
     ladder_from_scores,
     peak_memory,
     started_scores,
@@ -115,8 +117,9 @@ def race(model, graph, batches, exact_gaps, ratio):
     """Race for a keep ratio and compare what it keeps with what the exact gaps keep."""
     gaps, frames = FrameGaps(model, class_logits, graph), {batch.frame_ids[0]: batch for batch in batches}
 
-    def measure(scores, frame_ids, wanted):
-        return with_gaps(scores, {frame: gaps.measure(frames[frame], wanted)[0] for frame in frame_ids}, graph)
+    def measure(scores, asked):
+        rows = {frame: gaps.measure(frames[frame], missing)[0] for frame, missing in lacking(scores, asked).items()}
+        return counting(with_gaps(scores, rows), asked, graph)
 
     start = started_scores(model, graph, "channel", "")
     seconds, scores = timed(lambda: run_race(start, list(frames), RaceRules(ratio), measure))
