@@ -169,8 +169,8 @@ def _forced(rules: RaceRules, pruning: PruningConfig, graph: ChannelGraph) -> Fo
     pruning.rules.room_beside(len(forced.always), rules.keep_ratio, len(graph.groups))
     if pruning.round_to > 1:
         LOG.warning(
-            "a race decides filter by filter; with ROUND_TO %d whole blocks stay or go, so that tools/prune.py may find "
-            "the cut not settled and ask for exact scores", pruning.round_to,
+            "a race decides filter by filter; with ROUND_TO %d whole blocks stay or go, so that tools/prune.py may "
+            "find the cut not settled and ask for exact scores", pruning.round_to,
         )  # fmt: skip
     return forced
 

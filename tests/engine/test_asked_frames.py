@@ -1,4 +1,4 @@
-"""Which frames a file of scores stands for: a race's own, those asked for, and what is refused where it is only read."""
+"""Which frames a file of scores stands for: a race's own, or those asked for; others are refused where it is read."""
 
 from __future__ import annotations
 

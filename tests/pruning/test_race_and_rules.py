@@ -106,7 +106,9 @@ def test_rules_that_a_race_did_not_know_are_refused_where_they_move_the_cut():
     graph, scores = graph_of(**WIDTHS), raced(gaps_for(seed=2), 0.5, LayerRules(1))
     assert plan_from_scores(scores, graph, 0.5, min_filters=1).source["decisions"] == [131, 263]
     for rules in ({"min_filters": 12}, {"protect": ["poor"]}, {"round_to": 16}):
-        with pytest.raises(ValueError, match="the race for KEEP_RATIO 0.5 did not settle this cut: with .* score exact"):
+        with pytest.raises(
+            ValueError, match="the race for KEEP_RATIO 0.5 did not settle this cut: with .* score exact"
+        ):
             plan_from_scores(scores, graph, 0.5, **{"min_filters": 1, **rules})
 
 
