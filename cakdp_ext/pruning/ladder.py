@@ -198,8 +198,8 @@ class CutLadder:
             raise ValueError(
                 f"the race for KEEP_RATIO {keep_ratio} did not settle this cut: with {self.rules}, {len(wrong)} "
                 f"decisions (the first: filter {index} of {layer}) fall on the other side than it decided; "
-                "score exactly (tools/score_filters.py --mode exact, which fills in what is missing), race again with these rules in "
-                "the YAML, or take another KEEP_RATIO"
+                "score exactly (tools/score_filters.py --mode exact, which fills in what is missing), race again with "
+                "these rules in the YAML, or take another KEEP_RATIO"
             )
 
     def _share(self, keep_ratio: float) -> set[int]:
