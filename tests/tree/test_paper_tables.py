@@ -93,7 +93,7 @@ def test_parameters_of_cuts_that_need_no_scores(label, tmp_path):
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("name", ["second", "voxel_rcnn"])
+@pytest.mark.parametrize("name", ["second", "voxel_rcnn", "centerpoint", "PartA2", "pv_rcnn"])
 def test_multiply_accumulates_are_the_papers_on_real_frames(name, real_kitti, tmp_path):
     for folder in ("ImageSets", "training"):
         (tmp_path / folder).symlink_to(real_kitti / folder)
@@ -102,6 +102,8 @@ def test_multiply_accumulates_are_the_papers_on_real_frames(name, real_kitti, tm
     settings = MeasureSettings({"KittiDataset": str(tmp_path)}, output_dir=str(tmp_path), num_frames=3)
     macs = Measurer(settings).measure(row.cfg).macs
     assert macs[THOP] / 1e9 == pytest.approx(row.macs, rel=0.05)
+    if name not in ("second", "voxel_rcnn"):  # of the others the two counts differ in other layers, too
+        return
     deconvolution = (
         3 * (256 * 256) * (200 * 176) / 1e9
     )  # from stride 16 to 8: every output value counts 4 products for 1
