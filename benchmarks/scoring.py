@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from typing import NamedTuple
 
 import numpy as np
@@ -73,7 +74,7 @@ def main():
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {args.threads} threads"
     print(f"{graph.num_filters} filters in {len(graph.groups)} decisions, {len(batches)} frames, {where}")
     step = collate([dataset[i] for i in range(min(config.OPTIMIZATION.BATCH_SIZE_PER_GPU, len(dataset)))]).to(device)
-    bench(model, graph, batches, args, peak_of_training_step(model, step, device))
+    bench(model, graph, batches, args, peak_of_training_step(deepcopy(model), step, device))
 
 
 def bench(model, graph, batches, args, training):
@@ -144,8 +145,6 @@ def peak_of_training_step(model, batch, device):
     model.train()
     with peak_memory(device) as peak:
         sum(model(batch).losses.values()).backward()
-    model.zero_grad(set_to_none=True)
-    model.eval()
     return peak
 
 
