@@ -81,16 +81,18 @@ def scoring_frames(config: EasyDict) -> LidarDataset:
 
 def _require_same_held_out(config: EasyDict, ckpt: str) -> None:
     """Frames that the student was trained on are not held out, whatever the YAML says now."""
-    asked = str(config.DATA_CONFIG.get("NUM_HELD_OUT", 0))
     settings = read_checkpoint(ckpt).get("settings") or _settings_beside(ckpt)
-    trained = settings.get("DATA_CONFIG.NUM_HELD_OUT", "0") if settings else asked
     if not settings:
-        LOG.warning("nothing says whether %s was trained without the %s frames that are held out now", ckpt, asked)
-    if trained != asked:
-        raise ConfigError(
-            f"{ckpt} was trained with DATA_CONFIG.NUM_HELD_OUT {trained}, now {asked} is asked for: frames that it was "
-            "trained on would be scored as held out; keep the number, or score with MODEL.PRUNING.SPLIT train"
-        )
+        LOG.warning("nothing says whether %s was trained without the frames that are held out now", ckpt)
+        return
+    asked = settings_of(config)
+    for key, usual in (("NUM_HELD_OUT", "0"), ("DATA_SPLIT.train", None), ("SAMPLED_INTERVAL.train", None)):
+        was, now = (source.get(f"DATA_CONFIG.{key}", usual) for source in (settings, asked))
+        if was is not None and was != now:
+            raise ConfigError(
+                f"{ckpt} was trained with DATA_CONFIG.{key} {was}, now {now} is asked for: frames that it was trained "
+                "on would be scored as held out; keep the value, or score with MODEL.PRUNING.SPLIT train"
+            )
 
 
 def _settings_beside(ckpt: str) -> dict[str, str]:
@@ -217,7 +219,7 @@ class _Stage:
             scores: so far.
             asked: frame -> numbers of groups.
         """
-        todo, wanted = lacking(scores, asked), next(reversed(asked.values()))
+        todo, wanted = lacking(scores, asked), list(asked.values())[-1]
         LOG.info(
             "scoring %d filters on %d frames of %s, %d done",
             sum(len(self.graph.groups[n]) for n in wanted), len(asked), scores.split, len(asked) - len(todo),
