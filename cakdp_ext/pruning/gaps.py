@@ -20,7 +20,7 @@ from cakdp_ext.types import Batch
 
 REMOVALS = ("channel", "zero_weight")
 EXACT_SCORING, PLAIN_SCORING = "exact", "plain"
-_CHECK_TOLERANCE = {"rtol": 1e-3, "atol": 1e-6}
+_CHECKED_TO, _ROUNDING = 1e-3, 1e-6
 
 Measure = Callable[[Sequence[Sequence[Filter]]], Tensor]
 """Groups -> ``(groups, B)`` float64 gaps."""
@@ -130,7 +130,7 @@ class FrameGaps:
             with _absent(self._model, self._absence(group)), replay.witnessed(group) as judge:
                 found = self._logits(batch)
             fast, plain = judge(found), category_gap(found, before).cpu()
-            if not torch.allclose(fast, plain, **_CHECK_TOLERANCE):
+            if not torch.allclose(fast, plain, rtol=_CHECKED_TO, atol=_ROUNDING):
                 raise NotUnderstoodError(
                     f"without filter {group[0].channel} of {group[0].layer} and others the predictions change by "
                     f"{plain.tolist()}, not by {fast.tolist()}"
