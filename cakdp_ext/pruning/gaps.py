@@ -16,6 +16,7 @@ from cakdp_ext.pruning.graph import ChannelGraph, Filter
 from cakdp_ext.pruning.incremental import IncrementalReplay, NotUnderstoodError
 from cakdp_ext.pruning.layers import evaluating, replaced_forwards, without_channels
 from cakdp_ext.pruning.replay import Absence, SuffixReplay
+from cakdp_ext.pruning.rulebooks import RulebookMemory
 from cakdp_ext.types import Batch
 
 REMOVALS = ("channel", "zero_weight")
@@ -111,7 +112,7 @@ class FrameGaps:
             return gaps
 
         with ExitStack() as stack:
-            with _understanding():
+            with _understanding(), RulebookMemory().installed():
                 logits = stack.enter_context(replay.opened())
                 self._require_numbers(logits, batch)
                 self._check(replay, logits, batch)
