@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,20 @@ from cakdp_ext.pruning.graph import ChannelGraph, Filter
 from cakdp_ext.pruning.incremental import IncrementalReplay, NotUnderstoodError
 from cakdp_ext.pruning.layers import evaluating, replaced_forwards, without_channels
 from cakdp_ext.pruning.replay import Absence, SuffixReplay
+from cakdp_ext.pruning.rulebooks import RulebookMemory
 from cakdp_ext.types import Batch
 
 REMOVALS = ("channel", "zero_weight")
 EXACT_SCORING, PLAIN_SCORING = "exact", "plain"
-_NUM_CHECKED = 3
-_CHECK_TOLERANCE = {"rtol": 1e-3, "atol": 1e-6}
+_CHECKED_TO, _ROUNDING = 1e-3, 1e-6
 
 Measure = Callable[[Sequence[Sequence[Filter]]], Tensor]
 """Groups -> ``(groups, B)`` float64 gaps."""
+_Way = Callable[[Batch], AbstractContextManager[tuple[Measure, int]]]
+
+
+class FrameError(ValueError):
+    """A frame, or what the network says of it, that no way of measuring can use."""
 
 
 class FrameGaps:
@@ -57,8 +63,9 @@ class FrameGaps:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         self._model, self._predict, self._graph, self._removal = model, predict, graph, removal
         self._progress = progress or (lambda _: None)
-        self._ways = {EXACT_SCORING: [self._incremental, self._replayed], PLAIN_SCORING: [self._plain]}[method]
-        self._is_checked = False
+        self._ways: Sequence[_Way] = {EXACT_SCORING: [self._incremental, self._replayed], PLAIN_SCORING: [self._plain]}[
+            method
+        ]
 
     def measure(self, batch: Batch, wanted: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Give ``(B, groups)`` float64: what Eq. 4 sums, for every group absent in turn.
@@ -71,8 +78,20 @@ class FrameGaps:
             ValueError: for logits of another shape, or NaN among them.
         """
         numbers = list(range(len(self._graph.groups))) if wanted is None else sorted(wanted)
+        for way in self._ways[:-1]:
+            try:
+                return self._measured(way, batch, numbers)
+            except NotUnderstoodError as reason:
+                frames = ", ".join(batch.frame_ids)
+                warnings.warn(
+                    f"filters are scored by repeating whole layers, which is slower: {reason} (frame {frames})",
+                    stacklevel=2,
+                )
+        return self._measured(self._ways[-1], batch, numbers)
+
+    def _measured(self, way: _Way, batch: Batch, numbers: Sequence[int]) -> np.ndarray:
         gaps = np.full((len(batch.frame_ids), len(self._graph.groups)), np.nan)
-        with _full_float32(), self._opened(batch) as (measure, together):
+        with _full_float32(), way(batch) as (measure, together):
             for start in range(0, len(numbers), together):
                 these = numbers[start : start + together]
                 found = measure([self._graph.groups[n] for n in these]).cpu()
@@ -82,47 +101,42 @@ class FrameGaps:
         return gaps
 
     @contextmanager
-    def _opened(self, batch: Batch) -> Iterator[tuple[Measure, int]]:
-        """Open the fastest way that knows this network."""
-        while True:
-            try:
-                with self._ways[0](batch) as found:
-                    yield found
-                return
-            except NotUnderstoodError as reason:
-                if len(self._ways) == 1:
-                    raise
-                warnings.warn(f"filters are scored by repeating whole layers, which is slower: {reason}", stacklevel=2)
-                del self._ways[0]
-
-    @contextmanager
     def _incremental(self, batch: Batch) -> Iterator[tuple[Measure, int]]:
         replay = IncrementalReplay(self._model, lambda: self._logits(batch), self._graph, self._removal)
-        with replay.opened() as logits:
-            self._require_numbers(logits, batch)
-            if not self._is_checked:
-                self._check(replay.gaps, batch)
-                self._is_checked = True
-            yield replay.gaps, replay.num_together
 
-    def _check(self, measure: Measure, batch: Batch) -> None:
-        """Compare a few groups with the plain definition: what is fast has to be right.
+        def measure(groups: Sequence[Sequence[Filter]]) -> Tensor:
+            with _understanding():
+                gaps = replay.gaps(groups)
+            if gaps.isnan().any():
+                raise NotUnderstoodError("differences that are no numbers")
+            return gaps
+
+        with ExitStack() as stack:
+            with _understanding(), RulebookMemory().installed():
+                logits = stack.enter_context(replay.opened())
+                self._require_numbers(logits, batch)
+                self._check(replay, logits, batch)
+            yield measure, replay.num_together
+
+    def _check(self, replay: IncrementalReplay, logits: Tensor, batch: Batch) -> None:
+        """Hold the differences to whole forwards without some filters: what is fast has to be right.
+
+        Which filters those are depends on nothing but the frame, so that no score depends on what was scored before.
 
         Raises:
             NotUnderstoodError: when they differ.
         """
-        groups = self._graph.groups
-        numbers = sorted({round(i * (len(groups) - 1) / (_NUM_CHECKED - 1)) for i in range(_NUM_CHECKED)})
-        some = [groups[number] for number in numbers]
-        fast = measure(some).cpu()
-        with self._plain(batch) as (plainly, _):
-            plain = plainly(some).cpu()
-        for group, quick, slow in zip(some, fast, plain, strict=True):
-            if not torch.allclose(quick, slow, **_CHECK_TOLERANCE, equal_nan=True):
+        before = logits.float().sigmoid()
+        for group in replay.samples(zlib.crc32("".join(batch.frame_ids).encode())):
+            with _absent(self._model, self._absence(group)), replay.witnessed(group) as judge:
+                found = self._logits(batch)
+            fast, plain = judge(found), category_gap(found, before).cpu()
+            if not torch.allclose(fast, plain, rtol=_CHECKED_TO, atol=_ROUNDING):
                 raise NotUnderstoodError(
-                    f"without filter {group[0].channel} of {group[0].layer} the predictions change by {slow.tolist()}, "
-                    f"not by {quick.tolist()}"
+                    f"without filter {group[0].channel} of {group[0].layer} and others the predictions change by "
+                    f"{plain.tolist()}, not by {fast.tolist()}"
                 )
+        replay.trust()
 
     @contextmanager
     def _replayed(self, batch: Batch) -> Iterator[tuple[Measure, int]]:
@@ -148,7 +162,7 @@ class FrameGaps:
     def _logits(self, batch: Batch) -> Tensor:
         logits = self._predict(self._model, batch)
         if logits.ndim != 3 or len(logits) != len(batch.frame_ids) or not logits.shape[1]:
-            raise ValueError(
+            raise FrameError(
                 f"predict must give class logits (B, A, C) with B = {len(batch.frame_ids)} frames and A >= 1, "
                 f"got {tuple(logits.shape)}"
             )
@@ -170,6 +184,17 @@ class FrameGaps:
         for number, row in zip(numbers, gaps.isnan(), strict=True):
             filter_ = self._graph.groups[number][0]
             _refuse_frames(row, batch, f"the network without filter {filter_.channel} of {filter_.layer}")
+
+
+@contextmanager
+def _understanding() -> Iterator[None]:
+    """Let whatever goes wrong count as something that is not understood: another way may do."""
+    try:
+        yield
+    except (NotUnderstoodError, FrameError):
+        raise
+    except Exception as error:
+        raise NotUnderstoodError(f"{type(error).__name__}: {error}") from error
 
 
 @contextmanager
@@ -227,6 +252,6 @@ def _absent(model: nn.Module, absence: Absence) -> Any:
 def _refuse_frames(is_nan: Tensor, batch: Batch, which: str) -> None:
     frames = [frame for frame, bad in zip(batch.frame_ids, is_nan.tolist(), strict=True) if bad]
     if frames:
-        raise ValueError(
+        raise FrameError(
             f"{which} gives NaN class logits for frame {', '.join(frames)}; check that frame's points and the weights"
         )

@@ -111,6 +111,11 @@ def values_of(value: Any) -> Tensor:
     return value if isinstance(value, Tensor) else value.features
 
 
+def voxels_of(value: Any) -> Tensor | None:
+    """Give the ``(V, 4)`` places of a sparse tensor; None for a tensor."""
+    return None if isinstance(value, Tensor) else value.indices
+
+
 def with_values(value: Any, values: Tensor) -> Any:
     """Give ``value`` with other values: the tensor itself, or a sparse tensor with other features."""
     return values if isinstance(value, Tensor) else value.replace_feature(values)

@@ -136,14 +136,3 @@ def second_batch(geometry, seed=0, batch_size=1):
 
 def class_logits(model, batch):
     return model.predict_dense(batch).cls_logits
-
-
-def small_center_point():
-    """The real CenterPoint with a residual 3D backbone on a small range, with narrow 2D blocks."""
-    cfg = load_config(Path(__file__).resolve().parents[2] / "cfgs/kitti/centerpoint.yaml")
-    cfg.MODEL.BACKBONE_3D.NAME = "VoxelResBackBone8x"
-    cfg.MODEL.BACKBONE_2D.update(NUM_FILTERS=[8, 12], NUM_UPSAMPLE_FILTERS=[6, 10], LAYER_NUMS=[1, 2])
-    cfg.MODEL.DENSE_HEAD.SHARED_CONV_CHANNEL = 8
-    geometry = LidarGeometry((0.0, -3.2, -3.0, 6.4, 3.2, 1.0), (0.05, 0.05, 0.1))
-    torch.manual_seed(0)
-    return randomize(build_detector(cfg.MODEL, cfg.CLASS_NAMES, geometry)), geometry

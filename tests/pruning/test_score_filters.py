@@ -172,7 +172,7 @@ def test_rulebooks_are_searched_for_once_a_frame(toy, monkeypatch):
 
     monkeypatch.setattr(spconv_ops, "get_indice_pairs", searching)
     gaps = FrameGaps(model, predict, graph)
-    gaps.measure(voxel_batch(1))  # the first frame is checked against whole forwards
+    gaps.measure(voxel_batch(1))  # whole forwards that check it share them
     before = next(searches)
     gaps.measure(voxel_batch(2))
     assert next(searches) - before == 1 + 2

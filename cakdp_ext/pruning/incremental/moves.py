@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from cakdp_ext.pruning.incremental.nodes import Block, Node, Opaque, Rearrangement
-from cakdp_ext.pruning.incremental.shadows import NONE, Shadows
+from cakdp_ext.pruning.incremental.nodes import Node, Opaque, Rearrangement
+from cakdp_ext.pruning.incremental.rearranging import rearranged, rearrangement
+from cakdp_ext.pruning.incremental.shadows import NONE, Shadows, constants
 from cakdp_ext.pruning.incremental.sites import Sites
 from cakdp_ext.pruning.incremental.tables import NotUnderstoodError
 
@@ -41,10 +42,13 @@ class Mover:
         """Tell whether any layer's output reached a tensor's memory."""
         return self._shadows.knows(tensor)
 
-    def put(self, tensor: Tensor, node: Node, axis: int) -> int:
-        """Add a node and say that a tensor, channels along ``axis``, is it; give its number."""
+    def put(self, tensor: Tensor, node: Node, axis: int, is_write: bool = False) -> int:
+        """Add a node and say that a tensor, channels along ``axis``, is it; give its number.
+
+        ``is_write`` where it was there before and was overwritten.
+        """
         number = self._add(node)
-        if self.knows(tensor) and not _is_whole(tensor):
+        if (is_write or self.knows(tensor)) and not _is_whole(tensor):
             self.give_up(tensor, "a part of a tensor was overwritten")
         else:
             self._shadows.put_node(tensor, number, axis, self._starts[number])
@@ -59,9 +63,8 @@ class Mover:
     def give_up(self, values: Any, reason: str) -> Any:
         """Say that changes of some tensors cannot be followed, and give them back."""
         number = self._add(Opaque(reason))
-        for leaf in tree_leaves(values):
-            if isinstance(leaf, Tensor):
-                self._shadows.put_node(leaf, number, 0, 0) if leaf.ndim else None
+        for tensor in _tensors(values):
+            self._shadows.put_node(tensor, number, 0, 0)
         return values
 
     def require_clear(self, tensor: Tensor) -> None:
@@ -82,7 +85,7 @@ class Mover:
     def owner(self, elements: Tensor) -> tuple[Tensor, Tensor]:
         """Give the node of each element (-1 for none), and its number inside that node."""
         starts = torch.tensor(self._starts, device=elements.device)
-        node = torch.searchsorted(starts, elements, right=True) - 1
+        node = torch.searchsorted(starts, elements.contiguous(), right=True) - 1
         return node, elements - starts[node.clamp(min=0)]
 
     def axis(self, tensor: Tensor) -> int:
@@ -107,7 +110,8 @@ class Mover:
         self.require_clear(tensor)
         number = self._shadows.node_of(tensor, axis)
         if number is None:
-            node = self._rearranged(self.elements(tensor).movedim(axis, -1).flatten(0, -2))
+            elements = self.elements(tensor).movedim(axis, -1).flatten(0, -2)
+            node = rearranged(self._nodes, elements, self.owner)
             number = self.put(tensor, node, axis) if _is_whole(tensor) else self._add(node)
         return number
 
@@ -122,48 +126,13 @@ class Mover:
             return node.inputs[0], node.blocks[0].reads[node.sites.label]
         return number, node.sites.label
 
-    def _rearranged(self, elements: Tensor) -> Rearrangement:
-        """Make a node of ``(n, C)`` elements; most rows of a map hold none."""
-        rows = (elements >= 0).any(dim=1).nonzero().flatten()
-        owner, inside = self.owner(elements[rows])
-        numbers = [n for n in owner.unique().tolist() if n >= 0]
-        blocks: list[tuple[int, Tensor, Tensor, Tensor]] = []
-        for source, number in enumerate(numbers):
-            node, is_mine = self._nodes[number], owner == number
-            place = inside.div(node.width, rounding_mode="floor")
-            channel = (inside - place * node.width).where(is_mine, NONE)
-            reads = node.sites.label[place.where(is_mine, 0)].where(is_mine, node.sites.count)
-            for read, taken, become in _columns_together(reads, channel, is_mine):
-                everywhere = torch.full((len(elements),), node.sites.count, device=elements.device)
-                blocks.append((source, everywhere.index_copy(0, rows, read), taken, become))
-        return self._rearrangement(numbers, elements.shape[1], blocks)
-
-    def _rearrangement(
-        self, numbers: Sequence[int], width: int, blocks: Sequence[tuple[int, Tensor, Tensor, Tensor]]
-    ) -> Rearrangement:
-        """Make a node of blocks: input, place of it behind each of the n places, channels taken, what they become."""
-        sites = Sites.alike(torch.stack([reads for _, reads, _, _ in blocks], dim=1))
-        some, sources = sites.representatives, [self._nodes[n] for n in numbers]
-        return Rearrangement(
-            sites,
-            width,
-            tuple(numbers),
-            tuple(
-                Block(source, reads[some], taken, become, _counts_up(taken, sources[source].width))
-                for source, reads, taken, become in blocks
-            ),
-            tuple(node.sites.count for node in sources),
-            tuple(node.width for node in sources),
-        )
-
     def run(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator that is no arithmetic, and note where values went; others are given up on."""
         if name in _MAKERS:
             return func(*args, **kwargs)
         try:
-            for leaf in tree_leaves((args, kwargs)):
-                if isinstance(leaf, Tensor):
-                    self.require_clear(leaf)
+            for tensor in _tensors((args, kwargs)):
+                self.require_clear(tensor)
             short = {"cat": self._concatenated, "constant_pad_nd": self._padded}.get(name)
             if short is not None and (done := short(func, args, kwargs)) is not None:
                 return done
@@ -176,27 +145,25 @@ class Mover:
         return self._given_up(func, args, kwargs, f"the operator {func}")
 
     def _given_up(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> Any:
+        """Run an operator and give up on what it made or overwrote; views of what is known stay what they are."""
         outputs = func(*args, **kwargs)
-        tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and self.knows(leaf)]
-        memory = {leaf.untyped_storage().data_ptr() for leaf in inputs}
-        new = [t for t in tensors if func._schema.is_mutable or t.untyped_storage().data_ptr() not in memory]
-        if new:
-            self.give_up(new, reason)
+        known = {(t.untyped_storage().data_ptr(), t.dtype) for t in _tensors((args, kwargs)) if self.knows(t)}
+        new = [t for t in _tensors(outputs) if (t.untyped_storage().data_ptr(), t.dtype) not in known]
+        self.give_up([*new, *_overwritten(func, args, kwargs)], reason)
         return outputs
 
     def _moved(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         output = func(*args, **kwargs)
         data, rest = args[0], args[1:]
-        if any(isinstance(leaf, Tensor) and self.knows(leaf) for leaf in tree_leaves((rest, kwargs))):
+        if any(map(self.knows, _tensors((rest, kwargs)))):
             raise NotUnderstoodError(f"the operator {func} with an index that depends on filters")
+        if any((t.dtype, t.device) != (output.dtype, output.device) for t in _tensors(data)):
+            raise NotUnderstoodError("a change of type or device")
         if name == "constant_pad_nd":
             if (rest[1] if len(rest) > 1 else kwargs.get("value", 0)) != 0:
                 raise NotUnderstoodError("padding with something else than zero")
             rest, kwargs = (rest[0], NONE), {}
         if name == "_to_copy":
-            if output.dtype != data.dtype or output.device != data.device:
-                raise NotUnderstoodError("a change of type")
             kwargs = {"memory_format": kwargs.get("memory_format")}
             func = torch.ops.aten.clone.default
         numbers = tree_map(lambda leaf: self._numbers(leaf) if isinstance(leaf, Tensor) else leaf, data)
@@ -204,32 +171,23 @@ class Mover:
         return output
 
     def _numbers(self, tensor: Tensor) -> Tensor:
-        """Give the elements of a tensor; one that no filter reaches becomes a node of its own, unless it is zero."""
-        if not self.knows(tensor) and bool(tensor.any()):
-            axis = min(1, tensor.ndim - 1)
-            number = self.node(tensor, axis)
-            moved = tensor.movedim(axis, -1)
-            return (
-                (torch.arange(moved.numel(), device=tensor.device) + self._starts[number])
-                .view(moved.shape)
-                .movedim(-1, axis)
-            )
-        return self.elements(tensor)
+        """Give the elements of a tensor; those of one that no filter reaches are constants."""
+        return self.elements(tensor) if self.knows(tensor) else constants(tensor)
 
     def _written(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         base, rest = args[0], list(args[1:])
         value = 0 if name == "copy" else 1
-        others = [leaf for i, arg in enumerate(rest) if i != value for leaf in tree_leaves(arg)]
-        if any(isinstance(leaf, Tensor) and self.knows(leaf) for leaf in others) or (len(rest) > 2 and rest[2] is True):
+        others = [*(arg for i, arg in enumerate(rest) if i != value), kwargs]
+        if any(map(self.knows, _tensors(others))) or (len(rest) > 2 and rest[2] is True) or kwargs:
             raise NotUnderstoodError(f"the operator {func} with an index that depends on filters, or that adds")
+        if base.dtype != rest[value].dtype:
+            raise NotUnderstoodError("a change of type")
         numbers = self._numbers(rest[value])
         if not self.knows(base):
-            if bool(base.any()):
-                raise NotUnderstoodError("a tensor that was written into before")
-            self._shadows.put_elements(base, torch.full(base.shape, NONE, device=base.device))
+            self._shadows.put_constants(base)
         output = func(*args, **kwargs)
         rest[value] = numbers
-        func(self.elements(base), *rest, **kwargs)
+        func(self.elements(base), *rest)
         return output
 
     def _concatenated(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -246,7 +204,7 @@ class Mover:
             blocks.append((source, node.sites.label, channels, channels + end))
             end += node.width
         output = func(*args, **kwargs)
-        self.put(output, self._rearrangement(numbers, end, blocks), axis)
+        self.put(output, rearrangement([self._nodes[n] for n in numbers], numbers, end, blocks), axis)
         return output
 
     def _padded(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -263,8 +221,22 @@ class Mover:
         channels = torch.arange(node.width, device=places.device)
         output = func(*args, **kwargs)
         block = (0, places.flatten(), channels, channels)
-        self.put(output, self._rearrangement([number], node.width, [block]), axis)
+        self.put(output, rearrangement([node], [number], node.width, [block]), axis)
         return output
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def _overwritten(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Give the tensors that an operator's schema says it writes into."""
+    written = [
+        kwargs.get(argument.name, args[place] if place < len(args) else None)
+        for place, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    return _tensors(written)
 
 
 def _run_on_numbers(func: Any, name: str, numbers: Any, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -272,34 +244,6 @@ def _run_on_numbers(func: Any, name: str, numbers: Any, rest: tuple[Any, ...], k
     if name.startswith("upsample"):
         return func(numbers.double(), *rest, **kwargs).long()
     return func(numbers, *rest, **kwargs)
-
-
-def _columns_together(reads: Tensor, channel: Tensor, is_mine: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-    """Sort the columns of a matrix by which places they are read from.
-
-    Args:
-        reads: ``(n, C)`` place behind each element; one number for none where it is another node's.
-        channel: ``(n, C)`` its channel.
-        is_mine: ``(n, C)`` whether it is this node's.
-
-    Returns:
-        For each sort the places ``(n,)``, the channels taken and the columns they become.
-
-    Raises:
-        NotUnderstoodError: when a column holds several channels.
-    """
-    columns = is_mine.any(dim=0).nonzero().flatten()
-    highest = channel.amax(dim=0)
-    if not ((channel == highest) | ~is_mine).all():
-        raise NotUnderstoodError("channels that become places")
-    kinds = Sites.alike(reads[:, columns].t().contiguous())
-    for kind, one in enumerate(kinds.representatives.tolist()):
-        mine = columns[kinds.label == kind]
-        yield reads[:, columns[one]], highest[mine], mine
-
-
-def _counts_up(channels: Tensor, width: int) -> bool:
-    return len(channels) == width and torch.equal(channels, torch.arange(width, device=channels.device))
 
 
 def _is_whole(tensor: Tensor) -> bool:

@@ -68,6 +68,23 @@ class Opaque(Node):
         self.reason = reason
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a layer was given, kept until it has been checked.
+
+    Attributes:
+        call: how often the layer had been called before.
+        table: ``(n,)`` int64: the row of ``given`` that each place of the input holds; U_in for zeros.
+        given: ``(U_in, C_in)`` in the complete network.
+        voxels: ``(n, 4)`` the places of a sparse tensor; None for a map.
+    """
+
+    call: int
+    table: Tensor
+    given: Tensor
+    voxels: Tensor | None
+
+
 @dataclass
 class Convolution(Node):
     """A convolution, sparse or dense, or a linear layer.
@@ -77,6 +94,7 @@ class Convolution(Node):
         product: its arithmetic.
         given: ``(U_in, C_in)`` input in the complete network; None where no filter can be taken away from it.
         gave: ``(U, C)`` output in the complete network; None where its filters are not taken away there.
+        reading: what it was given; None once that has been checked.
         then: nodes that follow and treat every place for itself, passed through in the same go.
     """
 
@@ -84,6 +102,7 @@ class Convolution(Node):
     product: KernelProduct = None  # type: ignore[assignment]
     given: Tensor | None = None
     gave: Tensor | None = None
+    reading: Reading | None = None
     then: list[Rowwise] = field(default_factory=list)
 
     def change(self, deltas: Sequence[Delta | None], removals: Removals) -> Delta | None:
@@ -231,19 +250,21 @@ class Rearrangement(Node):
     """Values that only move: flattened heights, concatenations, padding, permutations.
 
     Attributes:
-        blocks: what goes where; everything else is zero.
+        blocks: what goes where; everything else never changes.
         counts: places of the inputs.
         widths: channels of the inputs.
+        has_constants: whether anything else is not zero.
     """
 
     blocks: tuple[Block, ...] = ()
     counts: tuple[int, ...] = ()
     widths: tuple[int, ...] = ()
+    has_constants: bool = False
 
     @property
     def is_plain(self) -> bool:
-        """Whether it moves all channels of one input together."""
-        first = self.blocks[0] if len(self.blocks) == 1 else None
+        """Whether it moves all channels of one input together and is zero elsewhere."""
+        first = self.blocks[0] if len(self.blocks) == 1 and not self.has_constants else None
         return first is not None and self.width == self.widths[0] and torch.equal(first.taken, first.become)
 
     def change(self, deltas: Sequence[Delta | None], removals: Removals) -> Delta | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from cakdp_ext.pruning.incremental.escapes import Escapes, has_own_kernels, tensors_in
 from cakdp_ext.pruning.incremental.moves import Mover
-from cakdp_ext.pruning.incremental.nodes import Affine, Convolution, Node, Pointwise, Sum
+from cakdp_ext.pruning.incremental.nodes import Affine, Convolution, Node, Pointwise, Reading, Sum
 from cakdp_ext.pruning.incremental.product import KernelProduct
 from cakdp_ext.pruning.incremental.sites import Sites
 from cakdp_ext.pruning.incremental.tables import NotUnderstoodError, dense_table, kernel_weights, sparse_table
@@ -25,6 +27,7 @@ from cakdp_ext.pruning.layers import (
     out_of_place,
     replaced_forwards,
     values_of,
+    voxels_of,
 )
 
 _POINTWISE = frozenset(
@@ -52,15 +55,19 @@ class Recorder(TorchDispatchMode):
         self.nodes: list[Node] = []
         self._mover = Mover(self.nodes)
         self._consumers, self._producers = consumers, producers
+        self._calls: Counter[str] = Counter()
+        self._escape: str | None = None
         self._is_paused = False
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
         """Watch what happens while the context is open."""
         layers = {m: self._layer(n, m) for n, m in model.named_modules() if is_convolution(m) or is_norm(m)}
+        others = {m: self._stranger(n, m) for n, m in model.named_modules() if has_own_kernels(m)}
         with ExitStack() as stack:
             stack.enter_context(out_of_place(model))
-            stack.enter_context(replaced_forwards(layers))
+            stack.enter_context(replaced_forwards({**others, **layers}))
+            stack.enter_context(Escapes(self._note_escape))
             stack.enter_context(self)
             yield
 
@@ -70,6 +77,8 @@ class Recorder(TorchDispatchMode):
         Raises:
             NotUnderstoodError: when it is made of something whose changes cannot be followed.
         """
+        if self._escape is not None:
+            raise NotUnderstoodError(self._escape)
         if not self._mover.knows(tensor):
             return None
         self._mover.require_clear(tensor)
@@ -86,6 +95,8 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._is_paused or not self._is_watched((args, kwargs)):
             return func(*args, **kwargs)
+        if torch.Tag.data_dependent_output in func.tags:
+            self._note_escape(f"{func}", args)
         with self._paused():
             return self._note(func, args, kwargs)
 
@@ -126,16 +137,16 @@ class Recorder(TorchDispatchMode):
             _rows(before, axis, source.sites),
         )
         output = func(data, *rest, **kwargs)
-        self._mover.put(output, node, axis)
+        self._mover.put(output, node, axis, is_write=func._schema.is_mutable)
         return output
 
     def _sum(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], sign: float) -> Any:
         a, b = args
-        if not isinstance(b, Tensor) or b.ndim == 0:
+        if not isinstance(b, Tensor) or (b.ndim == 0 and not self._mover.knows(b)):
             return self._pointwise(func, a, args[1:], kwargs)
         output_of = lambda: func(*args, **kwargs)  # noqa: E731
-        if a.shape != b.shape or a.ndim < 2:
-            return self._mover.give_up(output_of(), "a sum of tensors of different shapes")
+        if (a.shape, a.dtype) != (b.shape, b.dtype) or a.ndim < 2:
+            return self._mover.give_up(output_of(), "a sum of tensors of different shapes or types")
         axis = self._mover.axis(a if self._mover.knows(a) else b)
         try:
             numbers = self._mover.node(a, axis), self._mover.node(b, axis)
@@ -147,8 +158,30 @@ class Recorder(TorchDispatchMode):
         factor = sign * float(kwargs.get("alpha", 1))
         node = Sum(sites, x.width, numbers, reads, (x.sites.count, y.sites.count), factor)  # type: ignore[arg-type]
         output = output_of()
-        self._mover.put(output, node, axis)
+        self._mover.put(output, node, axis, is_write=func._schema.is_mutable)
         return output
+
+    def _note_escape(self, door: str, values: Any) -> None:
+        """Note that code which is not watched was given numbers that depend on filters: what it does is unknown."""
+        if not self._is_paused and self._escape is None and self._is_watched(tensors_in(values)):
+            self._escape = f"numbers that depend on filters leave PyTorch's operators ({door})"
+
+    def _stranger(self, name: str, module: nn.Module) -> Callable[..., Any]:
+        """Watch a module that may have kernels of its own: what it fills unseen is no constant."""
+        forward = module.forward
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs)
+            given = tensors_in((args, kwargs))
+            if not self._is_paused and self._is_watched(given):
+                memory = {tensor.untyped_storage().data_ptr() for tensor in given}
+                new = [t for t in tensors_in(output) if t.untyped_storage().data_ptr() not in memory]
+                unseen = [tensor for tensor in new if not self._mover.knows(tensor)]
+                if unseen:
+                    self._mover.give_up(unseen, f"{name}: {type(module).__name__} fills its output unseen")
+            return output
+
+        return run
 
     def _layer(self, name: str, module: nn.Module) -> Callable[..., Any]:
         forward = module.forward
@@ -158,12 +191,15 @@ class Recorder(TorchDispatchMode):
                 output = forward(input, *rest, **kwargs)
                 if is_tensor_like(input) and is_tensor_like(output):
                     self._note_layer(name, module, input, output)
+                else:
+                    self._mover.give_up(tensors_in(output), f"{name}: {type(module).__name__} gives no single tensor")
             return output
 
         return run
 
     def _note_layer(self, name: str, module: nn.Module, input: Any, output: Any) -> None:
         given, gave = values_of(input), values_of(output)
+        self._calls[name] += 1
         if is_norm(module) and not self._mover.knows(given):
             return
         axis = channel_axis(module, given)
@@ -181,6 +217,10 @@ class Recorder(TorchDispatchMode):
         scale = (module.running_var + module.eps).rsqrt()
         scale = scale if module.weight is None else scale * module.weight.detach()
         source = self.nodes[number]
+        some = _some(len(source.sites.representatives), given.device)
+        before, after = (_rows(values_of(v), 1, source.sites)[some] for v in (input, output))
+        shifted = (before - module.running_mean) * scale
+        self._compare(shifted if module.bias is None else shifted + module.bias.detach(), after)
         return Affine(source.sites, source.width, (number,), scale)
 
     def _convolution(self, name: str, module: Any, input: Any, output: Any) -> Node:
@@ -202,17 +242,25 @@ class Recorder(TorchDispatchMode):
             product,
             rows if name in self._consumers else None,
             _rows(gave, axis, sites) if name in self._producers else None,
+            Reading(self._calls[name] - 1, table, rows, voxels_of(input)),
         )
 
     def _check(self, product: KernelProduct, rows: Tensor, gave: Tensor, bias: Tensor | None) -> None:
         """Compute a few outputs from the table: what it says must be what the layer did."""
-        some = torch.linspace(0, len(gave) - 1, min(_CHECKED, len(gave)), device=gave.device).long()
+        some = _some(len(gave), gave.device)
         padded = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
         wanted = padded[product.table[some]].flatten(1) @ product.weight.flatten(1).t()
-        wanted = wanted if bias is None else wanted + bias.detach()
-        scale = float(gave[some].abs().nan_to_num().max()) if len(some) else 0.0
-        if not torch.allclose(wanted, gave[some], rtol=1e-3, atol=1e-3 * scale, equal_nan=True):
+        self._compare(wanted if bias is None else wanted + bias.detach(), gave[some])
+
+    def _compare(self, wanted: Tensor, gave: Tensor) -> None:
+        scale = float(gave.abs().nan_to_num().max()) if len(gave) else 0.0
+        if not torch.allclose(wanted, gave, rtol=1e-3, atol=1e-3 * scale, equal_nan=True):
             raise NotUnderstoodError("its outputs are not those that its geometry and weights give")
+
+
+def _some(count: int, device: torch.device) -> Tensor:
+    """Number a few of ``count`` places."""
+    return torch.linspace(0, count - 1, min(_CHECKED, count), device=device).long()
 
 
 def _rows(tensor: Tensor, axis: int, sites: Sites) -> Tensor:

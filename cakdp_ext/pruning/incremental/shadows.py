@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from cakdp_ext.pruning.incremental.tables import NotUnderstoodError
+
 NONE = -1
-"""Element of a value that is zero in every forward."""
+"""Element of a value that is zero in every forward; below it stand values that are something else in every forward."""
+_EXACT_IN_FLOAT32 = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Shadow:
         node: number of the node that all of it is; None where ``elements`` tells.
         layout: of that node.
         start: element number of the node's first value.
-        elements: one number a value; NONE for zeros.
+        elements: one number a value; NONE for zeros, see :func:`constants` for others that never change.
     """
 
     node: int | None
@@ -76,6 +79,15 @@ class Shadows:
         _like(shadow, tensor).copy_(elements)
         self._found[_key(tensor)] = Shadow(None, elements=shadow)
 
+    def put_constants(self, tensor: Tensor) -> None:
+        """Say that all of a tensor's memory, of which nothing is known, holds what it holds in every forward.
+
+        Raises:
+            NotUnderstoodError: see :func:`constants`.
+        """
+        whole = torch.as_strided(tensor, (_size(tensor),), (1,), 0)
+        self._found[_key(tensor)] = Shadow(None, elements=constants(whole))
+
     def elements(self, tensor: Tensor) -> Tensor:
         """Give the elements of a tensor, a view of its shadow where there is one; all NONE where nothing is known."""
         shadow = self._found.get(_key(tensor))
@@ -90,6 +102,18 @@ class Shadows:
             self._found[_key(tensor)] = shadow = Shadow(None, elements=flat)
         assert shadow.elements is not None
         return _like(shadow.elements, tensor)
+
+
+def constants(tensor: Tensor) -> Tensor:
+    """Number the values of a tensor that no filter reaches: NONE for zero, one number below it for each other value.
+
+    Raises:
+        NotUnderstoodError: for values that float32 does not hold.
+    """
+    if tensor.dtype not in _EXACT_IN_FLOAT32:
+        raise NotUnderstoodError(f"constants of type {tensor.dtype}")
+    bits = tensor.detach().float().contiguous().view(torch.int32).long() & 0xFFFFFFFF
+    return (NONE - 1 - bits).where(tensor != 0, NONE)
 
 
 def _key(tensor: Tensor) -> StorageWeakRef:

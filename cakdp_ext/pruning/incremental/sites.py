@@ -31,12 +31,6 @@ class Sites:
         return len(self.representatives)
 
     @classmethod
-    def distinct(cls, number: int, device: torch.device) -> Sites:
-        """Places of which no two are known to agree."""
-        each = torch.arange(number, device=device)
-        return cls(each, each)
-
-    @classmethod
     def alike(cls, rows: Tensor) -> Sites:
         """Places agree where their rows do.
 
