@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +34,8 @@ from cakdp_ext.pruning import (
     channel_graph,
     class_logits,
     count_macs,
+    counting,
+    lacking,
     ladder_from_scores,
     peak_memory,
     started_scores,
@@ -71,7 +74,7 @@ def main():
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {args.threads} threads"
     print(f"{graph.num_filters} filters in {len(graph.groups)} decisions, {len(batches)} frames, {where}")
     step = collate([dataset[i] for i in range(min(config.OPTIMIZATION.BATCH_SIZE_PER_GPU, len(dataset)))]).to(device)
-    bench(model, graph, batches, args, peak_of_training_step(model, step, device))
+    bench(model, graph, batches, args, peak_of_training_step(deepcopy(model), step, device))
 
 
 def bench(model, graph, batches, args, training):
@@ -115,8 +118,9 @@ def race(model, graph, batches, exact_gaps, ratio):
     """Race for a keep ratio and compare what it keeps with what the exact gaps keep."""
     gaps, frames = FrameGaps(model, class_logits, graph), {batch.frame_ids[0]: batch for batch in batches}
 
-    def measure(scores, frame_ids, wanted):
-        return with_gaps(scores, {frame: gaps.measure(frames[frame], wanted)[0] for frame in frame_ids}, graph)
+    def measure(scores, asked):
+        rows = {frame: gaps.measure(frames[frame], missing)[0] for frame, missing in lacking(scores, asked).items()}
+        return counting(with_gaps(scores, rows), asked, graph)
 
     start = started_scores(model, graph, "channel", "")
     seconds, scores = timed(lambda: run_race(start, list(frames), RaceRules(ratio), measure))
@@ -141,8 +145,6 @@ def peak_of_training_step(model, batch, device):
     model.train()
     with peak_memory(device) as peak:
         sum(model(batch).losses.values()).backward()
-    model.zero_grad(set_to_none=True)
-    model.eval()
     return peak
 
 

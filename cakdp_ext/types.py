@@ -209,13 +209,18 @@ class RaceResult:
         keep_ratio: share of the decisions that stay; the race tells nothing about another one.
         confidence: a filter left the race when its chance to be on the other side of the cut was below 1 - this.
         agreement: share of what stays that scoring on all frames is expected to keep too.
-        decided: ``(groups,)`` int8: 1 stays, -1 goes, 0 was still open when the frames were at an end.
+        decided: ``(groups,)`` int8: 1 stays, 2 stays because the rules of the layers say so, -1 goes, 0 was still open
+            when the race ended.
+        seed: that the order of the frames was drawn with.
+        num_frames: how many it might look at; None in files that do not say so.
     """
 
     keep_ratio: float
     confidence: float
     agreement: float
     decided: np.ndarray
+    seed: int = 0
+    num_frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -228,11 +233,13 @@ class FilterScores:
         fingerprint: of the model that was scored, weights included.
         removal: ``channel`` or ``zero_weight``.
         split: data split the frames came from.
-        frame_ids: frames already counted.
+        frame_ids: frames that count: ``values`` are the means over them.
         version: of the package that wrote it.
-        gaps: ``(frames, groups)`` float64, Eq. 4's term of every frame and group of the channel graph; NaN where a race
-            had decided already. None where it is not on record.
+        gaps: ``(frames, groups)`` float64, Eq. 4's term of every frame and group of the channel graph; NaN where it was
+            not measured, or a race had decided already. None where it is not on record.
         race: how a race ended; None for scores of all filters on all frames.
+        spare: frame -> ``(groups,)`` float64, gaps on record that do not count, because they were not asked for; NaN
+            where there is none.
     """
 
     values: Mapping[str, np.ndarray]
@@ -243,6 +250,7 @@ class FilterScores:
     version: str
     gaps: np.ndarray | None = None
     race: RaceResult | None = None
+    spare: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -41,3 +41,22 @@ def test_a_tensor_takes_the_place_of_a_freed_one_without_the_system():
 def test_no_setting_where_the_library_has_none(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
     assert keep_freed_memory() is False
+
+
+FREED = """
+import torch
+from cakdp_ext.cpu_memory import keep_freed_memory
+from cakdp_ext.pruning import peak_memory
+keep_freed_memory()
+kept = torch.ones(64 * 2**20, dtype=torch.uint8)
+torch.ones(1024 * 2**20, dtype=torch.uint8)
+with peak_memory("cpu") as peak:
+    pass
+print(peak.num_bytes or 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="another malloc than glibc's")
+def test_what_was_freed_before_is_in_no_peak():
+    answer = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True).stdout
+    assert int(answer) < 1024 * 2**20

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
 # Compress on several GPUs (or processes): bash tools/dist_compress.sh 8 --cfg cfgs/kitti/second_cakdp.yaml
-# The first process scores and measures; all of them train and test.
+# All processes score, train and test; the first one chooses the cut and measures.
 set -euo pipefail
 exec "$(dirname "$0")/_torchrun.sh" compress.py "$@"

@@ -27,6 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--keep", type=float, metavar="RATIO", help="of a race: share of filters that stay (KEEP_RATIO)"
     )
     parser.add_argument("--confidence", type=float, help="of a race: that a filter has when it leaves (CONFIDENCE)")
+    parser.add_argument("--seed", type=int, help="of a race: that the order of the frames is drawn with (SEED)")
     parser.add_argument("--removal", choices=REMOVALS, help="what it means to be without a filter (REMOVAL)")
     parser.add_argument("--split", help="data split of the frames (SPLIT)")
     parser.add_argument("--num_frames", "--num-frames", type=int, help="so many, evenly spaced; 0: all (NUM_FRAMES)")
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, score; a killed run goes on where it was."""
     args = make_parser().parse_args(argv)
     config, run = load_request(args)
-    names = ("confidence", "removal", "split", "num_frames")
+    names = ("confidence", "seed", "removal", "split", "num_frames")
     rules = {"scoring": args.mode, **{name: getattr(args, name) for name in names}}
     config = ask_for(config, {"keep_ratio": args.keep}, rules)
     with workers(args.device) as place, logging_to(run.path, "score", place.is_main):

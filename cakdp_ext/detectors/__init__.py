@@ -20,11 +20,11 @@ from cakdp_ext.detectors.registry import (
     ROI_HEADS,
     VOXEL_FEATURES,
 )
-from cakdp_ext.detectors.sparse import VoxelBatchNorm1d, synchronise_batch_norm
 from cakdp_ext.detectors.two_stage import RoiPredictions, TwoStageDetector
 from cakdp_ext.detectors.unet import UNetV2
 from cakdp_ext.detectors.voxel_features import MeanVFE
 from cakdp_ext.detectors.voxel_rcnn import VoxelRCNN
+from cakdp_ext.voxel_norm import VoxelBatchNorm1d
 
 __all__ = [
     "BACKBONES_2D",
@@ -61,5 +61,4 @@ __all__ = [
     "VoxelRCNN",
     "VoxelResBackBone8x",
     "build_detector",
-    "synchronise_batch_norm",
 ]

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from cakdp_ext.detectors.point_features import PointFeatures
 from cakdp_ext.detectors.registry import BACKBONES_3D
-from cakdp_ext.detectors.sparse import SparseBlock, SparseResidual, VoxelBatchNorm1d, conv_block, spconv
+from cakdp_ext.detectors.sparse import SparseBlock, SparseResidual, conv_block, spconv
 from cakdp_ext.types import LidarGeometry
+from cakdp_ext.voxel_norm import VoxelBatchNorm1d
 
 SCALES = ("conv1", "conv2", "conv3", "conv4")
 NORM = partial(VoxelBatchNorm1d, eps=1e-3, momentum=0.01)

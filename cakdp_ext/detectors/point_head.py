@@ -13,8 +13,8 @@ from cakdp_ext.detectors.losses import classification_loss
 from cakdp_ext.detectors.point_features import PointFeatures
 from cakdp_ext.detectors.point_targets import PointTargets, assign_points
 from cakdp_ext.detectors.registry import POINT_HEADS
-from cakdp_ext.detectors.sparse import VoxelBatchNorm1d
 from cakdp_ext.types import Batch
+from cakdp_ext.voxel_norm import VoxelBatchNorm1d
 
 
 @dataclass(frozen=True)

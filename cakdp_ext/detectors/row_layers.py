@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from cakdp_ext.detectors.sparse import VoxelBatchNorm1d
+from cakdp_ext.voxel_norm import VoxelBatchNorm1d
 
 
 class RowConv1d(nn.Conv1d):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cakdp_ext.taps import SparseFeatures, VoxelFeatures
+from cakdp_ext.voxel_norm import VoxelBatchNorm1d
 from cakdp_ext.voxel_rows import find_rows, voxel_keys
 
 
@@ -78,7 +79,7 @@ class GraphLayer(nn.Module):
         super().__init__()
         self.center = nn.Linear(channels, graph_channels)
         self.neighbor = nn.Linear(channels, graph_channels, bias=False)
-        self.norm = nn.BatchNorm1d(graph_channels, affine=False)
+        self.norm = VoxelBatchNorm1d(graph_channels, affine=False)
 
     def forward(self, features: Tensor, neighbors: Tensor) -> Tensor:
         """Aggregate.
@@ -91,12 +92,7 @@ class GraphLayer(nn.Module):
             ``(R, G)``; in training a single pair of voxels, which has no variance, goes by the running statistics.
         """
         pairs = self.center(features)[:, None] + self.neighbor(features)[neighbors]
-        rows = pairs.flatten(0, 1)
-        norm = self.norm if len(rows) > 1 else self._by_running_statistics
-        return norm(rows).view(pairs.shape).relu().amax(dim=1)
-
-    def _by_running_statistics(self, rows: Tensor) -> Tensor:
-        return nn.functional.batch_norm(rows, self.norm.running_mean, self.norm.running_var, eps=self.norm.eps)
+        return self.norm(pairs.flatten(0, 1)).view(pairs.shape).relu().amax(dim=1)
 
 
 def points_in_cells(voxels: VoxelFeatures, scale: SparseFeatures, finest: SparseFeatures) -> Tensor:

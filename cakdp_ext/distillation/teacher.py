@@ -103,7 +103,7 @@ class SecondStage:
         encoded: the batch, as its first stage left it.
     """
 
-    def __init__(self, teacher: TwoStageTeacher, encoded: EncodedScene) -> None:
+    def __init__(self, teacher: ProposingTeacher, encoded: EncodedScene) -> None:
         self._teacher, self._encoded = teacher, encoded
 
     def refine(self, rois: Tensor) -> Tensor:
@@ -116,6 +116,4 @@ class SecondStage:
         Raises:
             ConfigError: for a teacher that does not say which they are.
         """
-        if not isinstance(self._teacher, ProposingTeacher):
-            raise ConfigError(f"{type(self._teacher).__name__} has no propose; use MODEL.DISTILL.METHOD SKD")
         return self._teacher.propose(self._encoded)

@@ -114,8 +114,7 @@ def _without_refinement(config: EasyDict) -> tuple[EasyDict, str]:
 def _row(each: Contestant, dataset: LidarDataset, place: Workers, run: RunFolder, num_workers: int) -> ReportRow:
     model = each.model.to(place.device)
     loader = evaluation_loader(dataset, place, batch_size=1, num_workers=num_workers)
-    folder = run.path / "eval" / "report" / each.name.replace(" ", "_")
-    result = evaluate_detector(model, dataset, loader, place, folder, f"test {each.name}", quiet=True)
+    result = evaluate_detector(model, dataset, loader, place, run.reported(each.name), f"test {each.name}", quiet=True)
     barrier()
     cost = measure_cost(model, cost_frames(dataset, place.device)) if place.is_main else None
     barrier()  # the others wait, so that nothing of theirs is timed

@@ -72,20 +72,19 @@ def measure_cost(model: nn.Module, frames: Sequence[Batch]) -> Cost:
     return Cost(count_parameters(model), macs, activations, latency, memory)
 
 
-def time_frames(model: nn.Module, frames: Sequence[Batch], warmup: int = 2, iterations: int = 0) -> LatencyStats:
-    """Time single forwards of a detector in eval mode, frames in turn.
+def time_frames(model: nn.Module, frames: Sequence[Batch], iterations: int = 0) -> LatencyStats:
+    """Time single forwards of a detector in eval mode, frames in turn, after a round that warms up.
 
     Args:
         model: on the frames' device.
         frames: batches of one frame each, at least one.
-        warmup: forwards before the first timed one.
         iterations: timed forwards; 0 takes two of each frame, at least 10.
     """
     turns, device = cycle(frames), frames[0].voxels.device
     iterations = iterations or max(2 * len(frames), 10)
     model.eval()
     with torch.inference_mode():
-        return measure_latency(lambda: model(next(turns)), warmup=warmup, iterations=iterations, device=device)
+        return measure_latency(lambda: model(next(turns)), warmup=len(frames), iterations=iterations, device=device)
 
 
 def call(model: nn.Module, batch: Batch) -> None:

@@ -44,7 +44,7 @@ def _decisions(plan: PruningPlan) -> list[str]:
 def cost_table(costs: Mapping[str, Cost]) -> str:
     """Compare networks by parameters, multiply-accumulates, activations and measured latency, one line each."""
     first = next(iter(costs.values()))
-    rows = [["", "parameters", "MACs [G]", "activations [M]", "latency p50 / p90 / p99 [ms]"]]
+    rows = [["", "parameters", "MACs [G]", "activations [M]", "latency p50 / p90 [ms]"]]
     for name, cost in costs.items():
         shares = (cost.params / first.params, cost.macs / first.macs, cost.activations / first.activations)
         params, macs, activations = (f" ({share:.0%})" if cost is not first else "" for share in shares)
@@ -53,7 +53,7 @@ def cost_table(costs: Mapping[str, Cost]) -> str:
             f"{cost.params:,}{params}",
             f"{cost.macs / 1e9:.3g}{macs}",
             f"{cost.activations / 1e6:.3g}{activations}",
-            f"{cost.latency.p50:.1f} / {cost.latency.p90:.1f} / {cost.latency.p99:.1f}",
+            f"{cost.latency.p50:.1f} / {cost.latency.p90:.1f}",
         ])  # fmt: skip
     return aligned(rows)
 

@@ -143,7 +143,7 @@ def profile_modules(model: nn.Module, frames: Sequence[Batch], iterations: int) 
     device = frames[0].voxels.device
     parts = dict(model.eval().named_children())
     with peak_memory(device) as peak:
-        whole = time_frames(model, frames, len(frames), iterations)
+        whole = time_frames(model, frames, iterations)
     turns = cycle(frames)
     with torch.inference_mode():
         timed = measure_parts(

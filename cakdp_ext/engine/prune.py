@@ -7,13 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from easydict import EasyDict
 from torch import nn
 
 from cakdp_ext.config import ConfigError, merge
-from cakdp_ext.datasets import LidarDataset
 from cakdp_ext.engine.cut import Cuts, Place
 from cakdp_ext.engine.data import build_split
 from cakdp_ext.engine.measure import device_name
@@ -38,6 +36,7 @@ from cakdp_ext.pruning import (
     require_race_for,
     save_plan,
     scored_by,
+    whole_frames,
 )
 from cakdp_ext.types import FilterScores, LidarGeometry, PruningPlan
 
@@ -79,9 +78,9 @@ def make_plan(config: EasyDict, run: RunFolder, request: CutRequest | None = Non
     """Choose the filters that stay, show what that comes to, and keep the plan and its picture in the run folder.
 
     Raises:
-        ConfigError: when there are no scores yet, not of every frame, or of another model, rule or split; when no cut
-            is within the budget. Nothing is written then.
-        ValueError: when a layer would be left without filters.
+        ConfigError: when there are no scores yet, not of exactly the frames that are asked for, or of another model,
+            rule or split; when no cut is within the budget. Nothing is written then.
+        ValueError: when a layer would be left without filters, or the scores are of a race that did not settle the cut.
     """
     request = request or CutRequest()
     cuts = cuts_of(config, run, request.place)
@@ -149,11 +148,12 @@ def cuts_of(config: EasyDict, run: RunFolder, place: Place, *, is_sweep: bool = 
         return Cuts(config, pruning, proportional_ladder(graph, pruning.rules), {}, place)
     dataset = scoring_frames(config)
     model, graph = _student_graph(config, dataset.geometry)
-    scores = named_scores(pruning.scores, graph) if pruning.scores else _own_scores(run, pruning, dataset)
+    scores = named_scores(pruning.scores, graph) if pruning.scores else _own_scores(run, pruning)
     file = str(pruning.scores or run.scores)
     if scores.fingerprint not in ("", model_fingerprint(model)):
         raise ConfigError(f"{file} holds the scores of another model than {pruning.student.ckpt}; score that one")
-    require_race_for(scores, None if is_sweep else pruning.keep_ratio)
+    _require_asked_frames(scores, pruning, dataset.frame_ids, file)
+    require_race_for(scores, None if is_sweep else pruning.keep_ratio, pruning.criterion)
     ladder = ladder_from_scores(scores, graph, pruning.criterion, pruning.rules)
     return Cuts(config, pruning, ladder, {**scored_by(scores), "scores": file}, place)
 
@@ -169,28 +169,41 @@ def named_scores(path: str, graph: ChannelGraph) -> FilterScores:
     return import_score_table(path, graph) if path.endswith(".txt") else load_scores(path)
 
 
-def _own_scores(run: RunFolder, pruning: PruningConfig, dataset: LidarDataset) -> FilterScores:
-    """Scores of the run folder, which must be those that the YAML asks for."""
+def _own_scores(run: RunFolder, pruning: PruningConfig) -> FilterScores:
+    """Scores of the run folder, which must be by the rule and of the split that the YAML asks for."""
     if not run.scores.is_file():
         raise ConfigError(
             f"no filter scores at {run.scores}; run tools/score_filters.py with the same --cfg and --extra_tag"
         )
     scores = load_scores(run.scores)
     require_made_with({"removal": scores.removal, "split": scores.split}, pruning, str(run.scores))
-    missing = set() if scores.race is not None else set(dataset.frame_ids) - _whole_frames(scores)
-    if missing:
-        raise ConfigError(
-            f"{run.scores} lacks {len(missing)} of {len(dataset)} frames; run tools/score_filters.py again, it goes on "
-            "where it was stopped"
-        )
     return scores
 
 
-def _whole_frames(scores: FilterScores) -> set[str]:
-    """Name the frames on which every filter was measured."""
-    if scores.gaps is None:
-        return set(scores.frame_ids)
-    return {frame for frame, row in zip(scores.frame_ids, scores.gaps, strict=True) if not np.isnan(row).any()}
+def _require_asked_frames(scores: FilterScores, pruning: PruningConfig, frame_ids: Sequence[str], where: str) -> None:
+    """Refuse scores that are no means over exactly the frames that are asked for; what is named by hand may not say.
+
+    Raises:
+        ConfigError: for a scoring that was stopped, or one of another split or number of frames.
+    """
+    if pruning.scores and (scores.gaps is None or not scores.frame_ids):
+        return
+    cure = "run tools/score_filters.py again, it goes on where it was stopped"
+    if pruning.scores:
+        cure = "complete it with tools/score_filters.py in its run folder, or ask for its SPLIT and NUM_FRAMES"
+    asked, total = f"SPLIT {pruning.split}, NUM_FRAMES {pruning.num_frames}", len(frame_ids)
+    if scores.split != pruning.split:
+        raise ConfigError(f"{where} was made with SPLIT {scores.split}, now {asked} is asked for; {cure}")
+    if scores.race is not None and scores.race.num_frames not in (None, total):
+        raise ConfigError(
+            f"{where} holds a race over {scores.race.num_frames} frames, {total} are asked for ({asked}); {cure}"
+        )
+    missing = set() if scores.race is not None else set(frame_ids) - set(whole_frames(scores))
+    if missing:
+        raise ConfigError(f"{where} lacks {len(missing)} of {total} frames; {cure}")
+    more = set(scores.frame_ids) - set(frame_ids)
+    if more and scores.gaps is not None:
+        raise ConfigError(f"{where} counts {len(more)} frames that are not asked for ({asked}); {cure}")
 
 
 def require_made_with(source: Mapping[str, Any], pruning: PruningConfig, where: str) -> None:

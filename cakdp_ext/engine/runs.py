@@ -66,6 +66,10 @@ class RunFolder:
         """Folder of one evaluation."""
         return self.path / "eval" / f"epoch_{epoch}" / split / tag
 
+    def reported(self, row: str) -> Path:
+        """Folder of the evaluation behind a row of the report."""
+        return self.path / "eval" / "report" / row.replace(" ", "_")
+
     def checkpoints(self) -> list[Path]:
         """Epoch checkpoints, oldest first."""
         return epoch_checkpoints(self.ckpt)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,15 +31,19 @@ from cakdp_ext.pruning import (
     RACE,
     RANKED,
     ChannelGraph,
+    Forced,
     FrameGaps,
     PruningConfig,
     RaceRules,
     Standing,
     channel_graph,
     class_logits,
+    counting,
     decide,
-    in_order,
+    forced_by,
+    lacking,
     load_scores,
+    require_raceable,
     save_scores,
     started_scores,
     with_gaps,
@@ -77,16 +81,18 @@ def scoring_frames(config: EasyDict) -> LidarDataset:
 
 def _require_same_held_out(config: EasyDict, ckpt: str) -> None:
     """Frames that the student was trained on are not held out, whatever the YAML says now."""
-    asked = str(config.DATA_CONFIG.get("NUM_HELD_OUT", 0))
     settings = read_checkpoint(ckpt).get("settings") or _settings_beside(ckpt)
-    trained = settings.get("DATA_CONFIG.NUM_HELD_OUT", "0") if settings else asked
     if not settings:
-        LOG.warning("nothing says whether %s was trained without the %s frames that are held out now", ckpt, asked)
-    if trained != asked:
-        raise ConfigError(
-            f"{ckpt} was trained with DATA_CONFIG.NUM_HELD_OUT {trained}, now {asked} is asked for: frames that it was "
-            "trained on would be scored as held out; keep the number, or score with MODEL.PRUNING.SPLIT train"
-        )
+        LOG.warning("nothing says whether %s was trained without the frames that are held out now", ckpt)
+        return
+    asked = settings_of(config)
+    for key, usual in (("NUM_HELD_OUT", "0"), ("DATA_SPLIT.train", None), ("SAMPLED_INTERVAL.train", None)):
+        was, now = (source.get(f"DATA_CONFIG.{key}", usual) for source in (settings, asked))
+        if was is not None and was != now:
+            raise ConfigError(
+                f"{ckpt} was trained with DATA_CONFIG.{key} {was}, now {now} is asked for: frames that it was trained "
+                "on would be scored as held out; keep the value, or score with MODEL.PRUNING.SPLIT train"
+            )
 
 
 def _settings_beside(ckpt: str) -> dict[str, str]:
@@ -99,7 +105,8 @@ def score(config: EasyDict, run: RunFolder, place: Workers, num_workers: int = 2
     """Score the filters of the student (Eq. 4) and keep the scores in the run folder.
 
     Frames are dealt out to the processes, and the file is written whenever each has done one: a killed run goes on
-    where it was, with any number of processes. However many there are, the scores are the same.
+    where it was, with any number of processes. However many there are, the scores are the same. What a file holds of
+    frames that are not asked for now is kept beside and does not count.
 
     Args:
         config: of ``load_config``, with ``MODEL.PRUNING``; its ``SCORING`` says how.
@@ -109,7 +116,8 @@ def score(config: EasyDict, run: RunFolder, place: Workers, num_workers: int = 2
 
     Raises:
         ConfigError: for a criterion that asks for no scores, or a race without ``KEEP_RATIO``.
-        ValueError: when the scores file belongs to another model, rule or split.
+        ValueError: when the scores file belongs to another model, rule or split; for a race by another criterion than
+            CaPr, or one that cannot keep as much as the rules of the layers ask for.
     """
     pruning = required_pruning(config)
     if pruning.criterion not in RANKED:
@@ -118,28 +126,55 @@ def score(config: EasyDict, run: RunFolder, place: Workers, num_workers: int = 2
     dataset = scoring_frames(config)
     model = unpruned_student(config, dataset.geometry).to(place.device).eval()
     graph = channel_graph(model, dataset.geometry)
-    previous = load_scores(run.scores) if run.scores.is_file() else None
-    scores = replace(started_scores(model, graph, pruning.removal, pruning.split, previous), race=None)
+    forced = Forced() if rules is None else _forced(rules, pruning, graph)
+    scores = started_scores(model, graph, pruning.removal, pruning.split, _previous(run, place))
     with tqdm(desc="score", unit="filter", leave=False, mininterval=1.0, disable=not place.is_main) as bar:
         method = PLAIN_SCORING if pruning.scoring == PLAIN_SCORING else EXACT_SCORING
         gaps = FrameGaps(model, class_logits, graph, pruning.removal, method=method, progress=bar.update)
         stage = _Stage(dataset, graph, gaps, run, place, num_workers, bar)
         if rules is None:
-            scores = stage.measure(scores, dataset.frame_ids, np.arange(len(graph.groups)))
+            scores = stage.measure(scores, dict.fromkeys(dataset.frame_ids, np.arange(len(graph.groups))))
         else:
-            scores = race(scores, dataset.frame_ids, rules, stage.measure)
+            scores = race(scores, dataset.frame_ids, rules, stage.measure, forced)
     if place.is_main:
         save_scores(run.scores, scores)
     LOG.info("%s in %s", _said(scores, graph), run.scores)
     return scores
 
 
+def _previous(run: RunFolder, place: Workers) -> FilterScores | None:
+    """Let the first process read the scores so far: others may not see its folder, or see it later."""
+    found: FilterScores | ValueError | None = None
+    if place.is_main and run.scores.is_file():
+        try:
+            found = load_scores(run.scores)
+        except ValueError as error:  # all of them end, none waits for the others
+            found = error
+    found = gather(found)[0]
+    if isinstance(found, ValueError):
+        raise found
+    return found
+
+
 def _race_rules(pruning: PruningConfig) -> RaceRules:
+    require_raceable(pruning.criterion)
     if pruning.keep_ratio is None:
         raise ConfigError(
             "a race decides on one cut: give MODEL.PRUNING.KEEP_RATIO (--keep), or score exactly (SCORING: exact)"
         )
-    return RaceRules(pruning.keep_ratio, pruning.confidence)
+    return RaceRules(pruning.keep_ratio, pruning.confidence, seed=pruning.seed)
+
+
+def _forced(rules: RaceRules, pruning: PruningConfig, graph: ChannelGraph) -> Forced:
+    """Tell a race what the rules of the layers force to stay, and the user what it cannot know."""
+    forced = forced_by(pruning.rules, graph)
+    pruning.rules.room_beside(len(forced.always), rules.keep_ratio, len(graph.groups))
+    if pruning.round_to > 1:
+        LOG.warning(
+            "a race decides filter by filter; with ROUND_TO %d whole blocks stay or go, so that tools/prune.py may "
+            "find the cut not settled and ask for exact scores", pruning.round_to,
+        )  # fmt: skip
+    return forced
 
 
 def _said(scores: FilterScores, graph: ChannelGraph) -> str:
@@ -177,15 +212,20 @@ class _Stage:
     num_workers: int
     bar: tqdm
 
-    def measure(self, scores: FilterScores, frame_ids: Sequence[str], wanted: np.ndarray) -> FilterScores:
-        """Measure some groups on some frames, except where that is on record already."""
-        todo = {frame: missing for frame in frame_ids if len(missing := _missing(scores, frame, wanted))}
+    def measure(self, scores: FilterScores, asked: Mapping[str, np.ndarray]) -> FilterScores:
+        """Measure what is asked for and not on record, and let exactly that count.
+
+        Args:
+            scores: so far.
+            asked: frame -> numbers of groups.
+        """
+        todo, wanted = lacking(scores, asked), list(asked.values())[-1]
         LOG.info(
             "scoring %d filters on %d frames of %s, %d done",
-            sum(len(self.graph.groups[n]) for n in wanted), len(frame_ids), scores.split, len(frame_ids) - len(todo),
+            sum(len(self.graph.groups[n]) for n in wanted), len(asked), scores.split, len(asked) - len(todo),
         )  # fmt: skip
         if not todo:
-            return scores
+            return counting(scores, asked, self.graph)
         share = list(todo)[self.place.rank :: self.place.world_size]
         self.bar.total = self.bar.n + sum(len(self.graph.groups[n]) for frame in share for n in todo[frame])
         batches = self._batches(list(todo))
@@ -193,7 +233,7 @@ class _Stage:
             batch = next(batches, None)
             row = {} if batch is None else {batch.frame_ids[0]: self.gaps.measure(batch, todo[batch.frame_ids[0]])[0]}
             rows = {frame: found for each in gather(row) for frame, found in each.items()}
-            scores = in_order(with_gaps(scores, rows, self.graph), self.dataset.frame_ids, self.graph)
+            scores = counting(with_gaps(scores, rows), asked, self.graph)
             if self.place.is_main:
                 save_scores(self.run.scores, scores)
         return scores
@@ -204,40 +244,39 @@ class _Stage:
             yield batch.to(self.place.device)
 
 
-def _missing(scores: FilterScores, frame: str, wanted: np.ndarray) -> np.ndarray:
-    """Pick the groups that were not measured on a frame yet."""
-    if frame not in scores.frame_ids or scores.gaps is None:
-        return wanted
-    return wanted[np.isnan(scores.gaps[scores.frame_ids.index(frame), wanted])]
+Measure = Callable[[FilterScores, Mapping[str, np.ndarray]], FilterScores]
+"""Scores so far and what is asked for, frame -> numbers of groups, to scores in which exactly that counts."""
 
 
-Measure = Callable[[FilterScores, Sequence[str], np.ndarray], FilterScores]
-
-
-def race(scores: FilterScores, frame_ids: Sequence[str], rules: RaceRules, measure: Measure) -> FilterScores:
+def race(
+    scores: FilterScores, frame_ids: Sequence[str], rules: RaceRules, measure: Measure, forced: Forced | None = None
+) -> FilterScores:
     """Add frames until the filters that stay are settled.
 
     Args:
         scores: so far.
-        frame_ids: all frames that may be looked at; they come in an order drawn with a fixed seed.
+        frame_ids: all frames that may be looked at; they come in an order drawn with the seed of ``rules``.
         rules: when a filter leaves the race.
         measure: adds frames to scores, for some groups.
+        forced: what the rules of the layers force to stay.
 
     Returns:
-        Scores of the filters on the frames on which they were in the race, and how it ended.
+        Scores of the filters on the frames on which they were in this race, whatever else is known of them, and how it
+        ended.
     """
-    order = [frame_ids[i] for i in np.random.default_rng(0).permutation(len(frame_ids))]
+    order = [frame_ids[i] for i in np.random.default_rng(rules.seed).permutation(len(frame_ids))]
     assert scores.gaps is not None
-    standing = Standing.start(scores.gaps.shape[1])
+    forced, asked = forced or Forced(), dict[str, np.ndarray]()
+    standing = Standing.start(scores.gaps.shape[1], forced)
     for stage in rules.stages(len(order)):
-        scores = measure(scores, [order[i] for i in stage], standing.open)
+        asked |= dict.fromkeys((order[i] for i in stage), standing.open)
+        scores = measure(scores, asked)
         assert scores.gaps is not None
-        seen = [scores.frame_ids.index(frame) for frame in order[: stage.stop]]
-        standing = decide(standing, scores.gaps[seen], len(order), rules)
+        standing = decide(standing, scores.gaps, len(order), rules, forced)
         LOG.info(
             "%d of %d frames: %d still open, expected agreement %.2f%%",
             stage.stop, len(order), len(standing.open), 100 * standing.agreement,
         )  # fmt: skip
         if standing.agreement >= rules.agreement or not len(standing.open):
             break
-    return replace(scores, race=standing.result(rules))
+    return replace(scores, race=standing.result(rules, len(order)))

@@ -38,7 +38,6 @@ class SweepRow:
         activations: values that convolutions and linear layers output, mean over the frames.
         latency_p50_ms: measured, one frame at a time; None where it was not asked for.
         latency_p90_ms: the same.
-        latency_p99_ms: the same.
     """
 
     keep_ratio: float
@@ -48,7 +47,6 @@ class SweepRow:
     activations: float
     latency_p50_ms: float | None = None
     latency_p90_ms: float | None = None
-    latency_p99_ms: float | None = None
 
 
 def sweep(cuts: Cuts, ratios: Sequence[float] = (), *, with_latency: bool = False) -> list[SweepRow]:
@@ -90,7 +88,7 @@ def _row(cuts: Cuts, ratio: float, with_latency: bool) -> SweepRow:
         return row
     latency = cuts.time(plan)
     LOG.info("keep %g: measured p50 %.2f ms", ratio, latency.p50)
-    times = {f"latency_{name}_ms": getattr(latency, name) for name in ("p50", "p90", "p99")}
+    times = {f"latency_{name}_ms": getattr(latency, name) for name in ("p50", "p90")}
     return SweepRow(**{**asdict(row), **times})
 
 
@@ -98,11 +96,11 @@ def sweep_table(rows: Sequence[SweepRow]) -> str:
     """Set the curve in columns; those of latencies only where they were measured."""
     has_latency = rows[0].latency_p50_ms is not None
     title = ["keep", "filters", "parameters", "MACs [G]", "activations [M]"]
-    table = [[*title, *(["p50 [ms]", "p90 [ms]", "p99 [ms]"] if has_latency else [])]]
+    table = [[*title, *(["p50 [ms]", "p90 [ms]"] if has_latency else [])]]
     for row in rows:
         cells = [f"{row.keep_ratio:g}", str(row.filters), f"{row.params:,}", f"{row.macs / 1e9:.3f}",
                  f"{row.activations / 1e6:.2f}"]  # fmt: skip
-        times = (row.latency_p50_ms, row.latency_p90_ms, row.latency_p99_ms)
+        times = (row.latency_p50_ms, row.latency_p90_ms)
         table.append([*cells, *(f"{time:.1f}" for time in times if time is not None)])
     return aligned(table)
 

@@ -29,6 +29,7 @@ from cakdp_ext.engine.step import TrainingStep
 from cakdp_ext.engine.trainer import Trainer, TrainOptions
 from cakdp_ext.pruning import criterion_of, first_difference, load_plan, plan_to_dict, read_width, width_entry
 from cakdp_ext.types import Batch, LidarGeometry, PruningPlan
+from cakdp_ext.voxel_norm import synchronise_batch_norm
 
 
 @dataclass(frozen=True)
@@ -215,8 +216,6 @@ def _wrapped(step: TrainingStep, place: Workers, sync_bn: bool) -> Callable[[Bat
     if sync_bn:
         if place.device.type != "cuda":
             raise ConfigError("--sync_bn needs CUDA; PyTorch has no synchronised batch norm for CPUs")
-        from cakdp_ext.detectors import synchronise_batch_norm  # here, so that a command without spconv can say so
-
         synchronise_batch_norm(step)
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(step, _constants(step))
     return DistributedDataParallel(step, device_ids=[place.device] if place.device.type == "cuda" else None)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from cakdp_ext.checkpoint import PROJECTORS
+from cakdp_ext.config import ConfigError
 from cakdp_ext.distillation import Distiller, FrozenTeacher, read_config
 from cakdp_ext.openpcdet.dense import home_of
 from cakdp_ext.openpcdet.teacher import build_teacher
@@ -72,8 +73,19 @@ class Distillation:
             student.to(home_of(student.dense_head))
             self.teacher.to(home_of(student.dense_head))
         self.distiller.prepare(student, student.geometry)
+        self._require_leaves()
         if self.distiller.is_trained:
             student.projectors = Unsaved(self.distiller)
+
+    def _require_leaves(self) -> None:
+        """Refuse parameters that OpenPCDet's optimizers pass over: they look at modules without children alone."""
+        for name, module in self.distiller.methods.named_modules():
+            has_children = next(module.children(), None) is not None
+            if has_children and (own := [key for key, _ in module.named_parameters(recurse=False)]):
+                raise ConfigError(
+                    f"{name} of MODEL.DISTILL.METHOD holds {', '.join(own)} beside modules of its own, where "
+                    "OpenPCDet's optimizers do not train it; put it into a module without children"
+                )
 
     def resume(self, content: Mapping[str, Any], file: Any) -> None:
         """Take the projectors from a checkpoint.

@@ -57,18 +57,19 @@ from cakdp_ext.pruning.cut_cost import CutCost, CutCounter
 from cakdp_ext.pruning.gaps import EXACT_SCORING, PLAIN_SCORING, REMOVALS, FrameGaps
 from cakdp_ext.pruning.graph import DEFAULT_SCOPE, ChannelGraph, Filter, ProducerLayer, Slot, trace_channels
 from cakdp_ext.pruning.guide import guide_weights_
-from cakdp_ext.pruning.ladder import CutLadder, LayerRules, proportional_ladder, ranked_ladder
+from cakdp_ext.pruning.ladder import CutLadder, Forced, LayerRules, forced_by, proportional_ladder, ranked_ladder
 from cakdp_ext.pruning.plan import (
     ladder_from_scores,
     plan_from_scores,
     plan_of,
     proportional_plan,
     require_race_for,
+    require_raceable,
     require_ratio,
     scored_by,
 )
 from cakdp_ext.pruning.race import RaceRules, Standing, decide
-from cakdp_ext.pruning.score import in_order, score_filters, started_scores, with_gaps
+from cakdp_ext.pruning.score import counting, lacking, score_filters, started_scores, whole_frames, with_gaps
 from cakdp_ext.pruning.settings import (
     BUDGETS,
     KEEP_RATIO,
@@ -125,7 +126,9 @@ __all__ = [
     "FrameGaps",
     "LatencyStats",
     "LayerCount",
+    "Forced",
     "LayerRules",
+    "forced_by",
     "MemoryPeak",
     "PartCost",
     "ProducerLayer",
@@ -140,6 +143,7 @@ __all__ = [
     "channel_graph",
     "class_logits",
     "count_layers",
+    "counting",
     "count_macs",
     "count_parameters",
     "criterion_of",
@@ -149,9 +153,9 @@ __all__ = [
     "first_difference",
     "guide_weights_",
     "import_score_table",
-    "in_order",
     "inherit_weights",
     "iou_branch",
+    "lacking",
     "ladder_from_scores",
     "load_plan",
     "load_scores",
@@ -173,6 +177,7 @@ __all__ = [
     "removed_filters",
     "require_match",
     "require_race_for",
+    "require_raceable",
     "require_ratio",
     "require_width",
     "save_plan",
@@ -184,5 +189,6 @@ __all__ = [
     "trace_channels",
     "width_entry",
     "width_plan",
+    "whole_frames",
     "with_gaps",
 ]

@@ -21,7 +21,7 @@ from cakdp_ext.pruning.graph import ChannelGraph
 from cakdp_ext.types import FilterScores, PruningPlan, RaceResult
 
 SCORES_FORMAT, PLAN_FORMAT, FORMAT_VERSION = "cakdp_ext.filter_scores", "cakdp_ext.pruning_plan", 1
-_RACE = ("keep_ratio", "confidence", "agreement")
+_RACE = ("keep_ratio", "confidence", "agreement", "seed", "num_frames")
 _COUNTERS = ("global_step", "num_batches_tracked")
 
 
@@ -59,6 +59,9 @@ def save_scores(path: str | Path, scores: FilterScores) -> None:
     if scores.race is not None:
         arrays["decided"] = np.asarray(scores.race.decided, np.int8)
         header["race"] = {name: getattr(scores.race, name) for name in _RACE}
+    if scores.spare:
+        arrays["spare"] = np.stack(list(scores.spare.values()))
+        header["spare_frame_ids"] = list(scores.spare)
     content = io.BytesIO()
     np.savez(content, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
     with atomic_path(Path(path)) as temporary:
@@ -80,13 +83,27 @@ def load_scores(path: str | Path) -> FilterScores:
             _require_format(header, SCORES_FORMAT)
             values = {name: np.asarray(content[f"scores/{name}"], np.float64) for name in header["layers"]}
             gaps = np.asarray(content["gaps"], np.float64) if "gaps" in content else None
-            race = header.get("race")
-            race = race and RaceResult(**{name: float(race[name]) for name in _RACE}, decided=content["decided"])
+            race = _race_of(header["race"], content["decided"]) if header.get("race") else None
+            names = header.get("spare_frame_ids", [])
+            spare = dict(zip(map(str, names), content["spare"] if names else (), strict=True))
         texts = {name: str(header[name]) for name in ("fingerprint", "removal", "split", "version")}
         frames = tuple(map(str, header["frame_ids"]))
-        return FilterScores(values=values, frame_ids=frames, gaps=gaps, race=race, **texts)
+        return FilterScores(values=values, frame_ids=frames, gaps=gaps, race=race, spare=spare, **texts)
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no whole score file ({error}); score the filters again") from error
+
+
+def _race_of(said: Mapping[str, Any], decided: np.ndarray) -> RaceResult:
+    """Read how a race ended; earlier versions drew with seed 0 and did not note the number of frames."""
+    frames = said.get("num_frames")
+    return RaceResult(
+        keep_ratio=float(said["keep_ratio"]),
+        confidence=float(said["confidence"]),
+        agreement=float(said["agreement"]),
+        decided=decided,
+        seed=int(said.get("seed", 0)),
+        num_frames=None if frames is None else int(frames),
+    )
 
 
 def import_score_table(path: str | Path, graph: ChannelGraph) -> FilterScores:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cakdp_ext.cpu_memory import give_back_freed_memory
 from cakdp_ext.pruning.layers import replaced_forwards
 
 REST = "rest"
@@ -155,6 +156,7 @@ def peak_memory(device: torch.device | str) -> Iterator[MemoryPeak]:
         torch.cuda.synchronize(device)
         peak.num_bytes = int(torch.cuda.max_memory_allocated(device))
         return
+    give_back_freed_memory()  # else what was freed before counts
     can_reset = _reset_resident_peak()
     yield peak
     peak.num_bytes = _resident("VmHWM") if can_reset else None

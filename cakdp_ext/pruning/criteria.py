@@ -32,12 +32,13 @@ def require_criterion(criterion: object, known: Sequence[str] = CRITERIA) -> Non
 def group_scores(scores: FilterScores, graph: ChannelGraph) -> np.ndarray:
     """Give ``(groups,)`` float64: the sum of the scores of each group's filters.
 
-    After a race the same numbers are dealt out anew: those that the race decided to keep get the largest, those that it
-    decided to drop the smallest, because they were not measured on the same frames as the others.
+    After a race the numbers are places, the larger the better: those that the race decided to keep come before all
+    others, those that it decided to drop behind, because they were not measured on the same frames.
     """
     values = np.array([sum(float(scores.values[layer][index]) for layer, index in group) for group in graph.groups])
     if scores.race is not None:
-        values[np.lexsort((values, scores.race.decided))] = np.sort(values)
+        places = np.arange(len(values))
+        values[np.lexsort((-places, values, scores.race.decided))] = places  # among equals the earlier comes first
     return values
 
 

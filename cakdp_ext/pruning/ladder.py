@@ -44,6 +44,20 @@ class LayerRules:
         texts = (f"{key.upper()} {' '.join(value) if key == 'protect' else value}" for key, value in said)
         return " and ".join(texts) or "MIN_FILTERS 0"
 
+    def room_beside(self, num_forced: int, keep_ratio: float, num_groups: int) -> int:
+        """Count the groups that may stay beside those that the rules force to.
+
+        Raises:
+            ValueError: where these are more than ``int(keep_ratio * num_groups)``.
+        """
+        quota = int(keep_ratio * num_groups)
+        if num_forced > quota:
+            raise ValueError(
+                f"KEEP_RATIO {keep_ratio} keeps {quota} filters, but {self} asks for {num_forced}; "
+                "raise the one or lower the other"
+            )
+        return quota - num_forced
+
     def protected(self, graph: ChannelGraph) -> set[str]:
         """Find the layers that keep all their filters.
 
@@ -66,6 +80,44 @@ def _parents(name: str) -> Iterable[str]:
     return (".".join(parts[:end]) for end in range(1, len(parts) + 1))
 
 
+@dataclass(frozen=True)
+class Forced:
+    """What the rules of the layers force to stay, as far as that is known before anything is scored.
+
+    Attributes:
+        always: numbers of groups that stay whatever their scores.
+        best: of some groups (of a layer, those of ``always`` left out) so many stay, the best ones.
+    """
+
+    always: tuple[int, ...] = ()
+    best: tuple[tuple[np.ndarray, int], ...] = ()
+
+
+def forced_by(rules: LayerRules, graph: ChannelGraph) -> Forced:
+    """Find out what rules force to stay.
+
+    With ``ROUND_TO`` the numbers are those of whole blocks; which blocks these are is only known with the scores.
+
+    Raises:
+        ValueError: for a pattern of ``PROTECT`` that fits no layer.
+    """
+    protected, always = rules.protected(graph), set[int]()
+    total = {layer.name: layer.num_filters for layer in graph.prunable}
+    for numbers in alike(graph):
+        layers = {layer for layer, _ in graph.groups[numbers[0]]}
+        least = len(numbers) % rules.round_to or min(rules.round_to, len(numbers))  # filters of the smallest block
+        if layers & protected or any(total[name] - least < rules.min_filters for name in layers):
+            always.update(numbers)
+    best = []
+    for name in total:
+        numbers = [n for n, group in enumerate(graph.groups) if any(layer == name for layer, _ in group)]
+        free = [number for number in numbers if number not in always]
+        count = -(-(rules.min_filters - len(numbers) + len(free)) // rules.round_to) * rules.round_to
+        if free and count > 0:
+            best.append((np.array(free), count))
+    return Forced(tuple(sorted(always)), tuple(best))
+
+
 class CutLadder:
     """Cuts of a network by one criterion; each rung keeps what the one below keeps, and some more.
 
@@ -76,6 +128,7 @@ class CutLadder:
         forced: what the rules ask for.
         criterion: what the rungs are ordered by.
         values: ``(groups,)`` scores; ProPr has none.
+        decided: ``(groups,)`` of ``RaceResult``, where the scores are those of a race.
 
     Attributes:
         highest: the rung that keeps everything.
@@ -89,9 +142,10 @@ class CutLadder:
         units: Sequence[Unit],
         forced: Iterable[int],
         values: np.ndarray | None = None,
+        decided: np.ndarray | None = None,
     ) -> None:
         self.graph, self.rules, self.criterion = graph, rules, criterion
-        self._forced, self._values = frozenset(forced), values
+        self._forced, self._values, self._decided = frozenset(forced), values, decided
         self._units = [free for unit in units if (free := tuple(n for n in unit if n not in self._forced))]
         self.highest = len(self._units)
 
@@ -124,18 +178,29 @@ class CutLadder:
         """Give the numbers of the groups that stay where ``int(keep_ratio * groups)`` of them may.
 
         Raises:
-            ValueError: where the rules alone ask for more.
+            ValueError: where the rules alone ask for more, or the scores are of a race that did not settle this cut.
         """
         if self.criterion == PROPR:
             return self._share(keep_ratio)
-        quota = int(keep_ratio * len(self.graph.groups))
-        if len(self._forced) > quota:
-            raise ValueError(
-                f"KEEP_RATIO {keep_ratio} keeps {quota} filters, but {self.rules} asks for {len(self._forced)}; "
-                "raise the one or lower the other"
-            )
+        quota = self.rules.room_beside(len(self._forced), keep_ratio, len(self.graph.groups))
         sizes = np.cumsum([len(unit) for unit in self._units], dtype=int)
-        return self.kept(int(np.searchsorted(sizes, quota - len(self._forced), side="right")))
+        kept = self.kept(int(np.searchsorted(sizes, quota, side="right")))
+        self._require_settled(kept, keep_ratio)
+        return kept
+
+    def _require_settled(self, kept: set[int], keep_ratio: float) -> None:
+        """Refuse to part groups that a race has seen on one side of the cut, except for those that the rules force."""
+        sides = enumerate(() if self._decided is None else self._decided.tolist())
+        free = [(number, side) for number, side in sides if number not in self._forced]
+        wrong = [number for number, side in free if side > 1 or (side and (side > 0) != (number in kept))]
+        if wrong:
+            layer, index = self.graph.groups[wrong[0]][0]
+            raise ValueError(
+                f"the race for KEEP_RATIO {keep_ratio} did not settle this cut: with {self.rules}, {len(wrong)} "
+                f"decisions (the first: filter {index} of {layer}) fall on the other side than it decided; "
+                "score exactly (tools/score_filters.py --mode exact, which fills in what is missing), race again with "
+                "these rules in the YAML, or take another KEEP_RATIO"
+            )
 
     def _share(self, keep_ratio: float) -> set[int]:
         kept = set(self._forced)
@@ -151,7 +216,9 @@ class CutLadder:
         return set(kept)
 
 
-def ranked_ladder(graph: ChannelGraph, values: np.ndarray, criterion: str, rules: LayerRules) -> CutLadder:
+def ranked_ladder(
+    graph: ChannelGraph, values: np.ndarray, criterion: str, rules: LayerRules, decided: np.ndarray | None = None
+) -> CutLadder:
     """Order cuts by scores.
 
     Without rounding the groups are added one by one, the best first. With ``round_to`` n the groups of each layer, best
@@ -163,6 +230,7 @@ def ranked_ladder(graph: ChannelGraph, values: np.ndarray, criterion: str, rules
         values: ``(groups,)`` of ``group_scores``.
         criterion: one that ranks.
         rules: of each layer; what they ask for stays on every rung.
+        decided: by the race that the scores are of, see `CutLadder`.
     """
     ranked = best_first(values, criterion)
     signed = values if criterion == RV_CAPR_GLOBAL else -values
@@ -174,7 +242,7 @@ def ranked_ladder(graph: ChannelGraph, values: np.ndarray, criterion: str, rules
             key = max(key, float(signed[list(block)].mean()))  # rounding must not put a block before a better one
             keyed.append((key, place[block[0]], block))
     units = [block for _, _, block in sorted(keyed)]
-    return CutLadder(graph, rules, criterion, units, _forced(graph, units, rules), values)
+    return CutLadder(graph, rules, criterion, units, _forced(graph, units, rules), values, decided)
 
 
 def proportional_ladder(graph: ChannelGraph, rules: LayerRules) -> CutLadder:

@@ -17,7 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 POINTWISE = (
     nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
-    nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, _DropoutNd,
+    nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softsign, nn.LogSigmoid, _DropoutNd,
 )  # fmt: skip
 """Modules that treat every value for itself: a channel that goes in is the channel that comes out."""
 
@@ -39,9 +39,19 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm)
 
 
+def is_pointwise(module: nn.Module) -> bool:
+    """Tell whether a module treats every value alike and for itself: activations, dropout, PReLU of a single slope."""
+    return isinstance(module, POINTWISE) or (isinstance(module, nn.PReLU) and module.num_parameters == 1)
+
+
+def is_per_channel(module: nn.Module) -> bool:
+    """Tell whether a module treats every channel for itself, by numbers of its own: norms, PReLU of a slope each."""
+    return is_norm(module) or (isinstance(module, nn.PReLU) and module.num_parameters > 1)
+
+
 def is_mixing(module: nn.Module) -> bool:
     """Tell whether a module without children may blend channels in a way that surgery does not know."""
-    is_known = is_convolution(module) or is_norm(module) or isinstance(module, POINTWISE)
+    is_known = is_convolution(module) or is_per_channel(module) or is_pointwise(module)
     if is_known or next(module.children(), None) is not None:
         return False
     return isinstance(module, _MIXING) or next(module.parameters(recurse=False), None) is not None
@@ -58,8 +68,8 @@ def num_filters(module: nn.Module) -> int:
 
 
 def num_inputs(module: nn.Module) -> int:
-    """Input channels of a convolution, a linear layer or a norm."""
-    names = ("in_features", "in_channels", "num_features")
+    """Input channels of a convolution, a linear layer, a norm or a PReLU of a slope each."""
+    names = ("in_features", "in_channels", "num_features", "num_parameters")
     return int(next(getattr(module, name) for name in names if hasattr(module, name)))
 
 
@@ -85,7 +95,7 @@ def channel_axis(module: nn.Module, values: Tensor) -> int:
     """Axis of a layer's input or output values that counts channels.
 
     Args:
-        module: convolution, linear layer or norm.
+        module: convolution, linear layer, norm or PReLU.
         values: ``(V, C)`` features of a sparse tensor, ``(..., C)`` of a linear layer, else channels first, with or
             without a batch axis in front.
     """
@@ -142,6 +152,26 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def drawn_free_parameters(model: nn.Module) -> Iterator[None]:
+    """Give random values to parameters that a network's own code applies, then put everything back.
+
+    What becomes of a channel must not hang on what they happen to be: a scale of 1 lets it pass, one of 1.1 does not.
+    """
+    generator = torch.Generator().manual_seed(0)
+    owners = [m for m in model.modules() if not (is_convolution(m) or is_per_channel(m) or is_pointwise(m))]
+    free = {parameter for module in owners for parameter in module.parameters(recurse=False)}
+    before = {parameter: parameter.data for parameter in free}
+    try:
+        for parameter in free:
+            drawn = torch.rand(parameter.shape, generator=generator) + 0.5
+            parameter.data = drawn.to(parameter)
+        yield
+    finally:
+        for parameter, values in before.items():
+            parameter.data = values
 
 
 @contextmanager

@@ -59,12 +59,13 @@ def plan_from_scores(
 
     Raises:
         ValueError: for a ratio outside (0, 1], another criterion, scores of other layers or with NaN, a pattern that
-            fits no layer, a layer left with no filter, or more guaranteed filters than the ratio keeps.
+            fits no layer, a layer left with no filter, more guaranteed filters than the ratio keeps, or a cut that the
+            race of the scores did not settle.
 
     Source: CaKDP (Zhang et al., CVPR 2024), Eq. 5 and section 5.2; number of filters as in the authors' released code.
     """
     require_ratio(keep_ratio)
-    require_race_for(scores, keep_ratio)
+    require_race_for(scores, keep_ratio, criterion)
     rules = LayerRules(min_filters, round_to, tuple(protect))
     ladder = ladder_from_scores(scores, graph, criterion, rules)
     origin = {"keep_ratio": float(keep_ratio), **scored_by(scores), **(source or {})}
@@ -114,16 +115,33 @@ def ladder_from_scores(scores: FilterScores, graph: ChannelGraph, criterion: str
         ValueError: as :func:`plan_from_scores`.
     """
     _require_scores(scores, graph)
-    return ranked_ladder(graph, group_scores(scores, graph), criterion, rules)
+    decided = None if scores.race is None else scores.race.decided
+    return ranked_ladder(graph, group_scores(scores, graph), criterion, rules, decided)
 
 
-def require_race_for(scores: FilterScores, keep_ratio: float | None) -> None:
+def require_raceable(criterion: str) -> None:
+    """Refuse a race for another cut than that between the largest scores and the others.
+
+    Raises:
+        ValueError: naming the criterion.
+    """
+    if criterion != CAPR:
+        raise ValueError(
+            f"a race settles which filters CRITERION {CAPR} keeps, not {criterion}; score exactly "
+            "(tools/score_filters.py --mode exact)"
+        )
+
+
+def require_race_for(scores: FilterScores, keep_ratio: float | None, criterion: str) -> None:
     """Refuse the scores of a race that was about another cut.
 
     Raises:
-        ValueError: naming the keep ratio that it was about.
+        ValueError: naming the keep ratio that it was about, or the criterion.
     """
-    if scores.race is not None and scores.race.keep_ratio != keep_ratio:
+    if scores.race is None:
+        return
+    require_raceable(criterion)
+    if scores.race.keep_ratio != keep_ratio:
         raise ValueError(
             f"these filters raced for KEEP_RATIO {scores.race.keep_ratio}, which tells nothing about another cut; "
             "score them exactly (tools/score_filters.py --mode exact), or race for this one"
@@ -132,9 +150,10 @@ def require_race_for(scores: FilterScores, keep_ratio: float | None) -> None:
 
 def scored_by(scores: FilterScores) -> dict[str, Any]:
     """Say in a plan's ``source`` where its scores came from."""
-    race = scores.race
+    names = ("confidence", "agreement", "seed", "num_frames")
+    race = {} if scores.race is None else {name: getattr(scores.race, name) for name in names}
     return {
-        **({} if race is None else {"race": {"confidence": race.confidence, "agreement": race.agreement}}),
+        **({"race": race} if race else {}),
         "removal": scores.removal,
         "split": scores.split,
         "num_frames": len(scores.frame_ids),
@@ -150,6 +169,11 @@ def _require_scores(scores: FilterScores, graph: ChannelGraph) -> None:
         raise ValueError(
             f"the scores do not fit the network: {first} has {expected.get(first, 'no')} prunable filters, but "
             f"{got.get(first, 'no')} scores; score this network"
+        )
+    if scores.race is None and scores.gaps is not None and (lacks := np.isnan(scores.gaps).any(axis=0)).any():
+        raise ValueError(
+            f"the scores are not whole: {int(lacks.sum())} of {len(graph.groups)} decisions "
+            "were not measured on every frame; tools/score_filters.py fills in what is missing"
         )
     for name, values in scores.values.items():
         if np.isnan(values).any():

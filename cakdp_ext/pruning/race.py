@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from cakdp_ext.pruning.ladder import Forced
 from cakdp_ext.types import RaceResult
 
 _PRIOR = 2.0
 """Frames' worth of trust in the spread that all filters share, against each one's own (Smyth, 2004)."""
 _FLOOR = 1e-3
 """Filters worth less than this share of those at the cut count as worth this share."""
+_TINY = 1e-200
+"""Stands for zero where something is divided by it."""
+_NOTHING_FORCED = Forced()
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,14 @@ class RaceRules:
         confidence: a group leaves when its chance to be on the other side of the cut is below 1 - this.
         agreement: the race is over when this share of what stays is expected to be what all frames would keep.
         first: frames before the first decision.
+        seed: of the order in which frames are looked at.
     """
 
     keep_ratio: float
     confidence: float = 0.99
     agreement: float = 0.995
     first: int = 2
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("keep_ratio", "confidence", "agreement"):
@@ -52,7 +58,7 @@ class Standing:
     """Where a race stands.
 
     Attributes:
-        decided: ``(groups,)`` int8: 1 stays, -1 goes, 0 is still open.
+        decided: ``(groups,)`` int8: 1 stays, 2 stays by the rules of the layers, -1 goes, 0 is still open.
         doubt: ``(groups,)`` chance of each to be on the other side of the cut.
         agreement: share of what would stay now that all frames are expected to keep.
     """
@@ -62,21 +68,25 @@ class Standing:
     agreement: float
 
     @classmethod
-    def start(cls, num_groups: int) -> Standing:
-        """Nobody has left."""
-        return cls(np.zeros(num_groups, np.int8), np.full(num_groups, 0.5), 0.0)
+    def start(cls, num_groups: int, forced: Forced = _NOTHING_FORCED) -> Standing:
+        """Nobody has left but those that stay whatever they are worth: they need not be measured."""
+        decided, doubt = np.zeros(num_groups, np.int8), np.full(num_groups, 0.5)
+        decided[list(forced.always)], doubt[list(forced.always)] = 2, 0.0
+        return cls(decided, doubt, 0.0)
 
     @property
     def open(self) -> np.ndarray:
         """Numbers of the groups that are still measured."""
         return np.flatnonzero(self.decided == 0)
 
-    def result(self, rules: RaceRules) -> RaceResult:
-        """Write down how the race ended."""
-        return RaceResult(rules.keep_ratio, rules.confidence, self.agreement, self.decided)
+    def result(self, rules: RaceRules, num_frames: int) -> RaceResult:
+        """Write down how a race over ``num_frames`` frames at most ended."""
+        return RaceResult(rules.keep_ratio, rules.confidence, self.agreement, self.decided, rules.seed, num_frames)
 
 
-def decide(before: Standing, gaps: np.ndarray, num_frames: int, rules: RaceRules) -> Standing:
+def decide(
+    before: Standing, gaps: np.ndarray, num_frames: int, rules: RaceRules, forced: Forced = _NOTHING_FORCED
+) -> Standing:
     """Let groups leave that are clear of the cut.
 
     The gap of a group is compared with that of the groups next to the cut on the same frames, because frames differ
@@ -84,48 +94,101 @@ def decide(before: Standing, gaps: np.ndarray, num_frames: int, rules: RaceRules
     decides in the end. Its standard error comes from the group's own spread and that of all groups (Smyth 2004,
     moderated), less what is known of the frames already measured, as there are ``num_frames`` in all.
 
+    What the rules of the layers force to stay takes its place from the others. Where they ask for the best of a layer,
+    its groups are compared with those next to that border likewise, and a group stays that is on the good side of
+    either.
+
     Args:
         before: where the race stood.
         gaps: ``(frames so far, groups)``; NaN where a group had left.
         num_frames: how many there will be at most.
         rules: when a group leaves.
+        forced: by the rules of the layers.
 
     Returns:
         Where it stands now; who is in the race to the last frame is then in no doubt.
     """
-    racing, seen = before.open, len(gaps)
-    keep = int(rules.keep_ratio * gaps.shape[1]) - int((before.decided == 1).sum())
-    decided, doubt = before.decided.copy(), before.doubt.copy()
-    if not 0 < keep < len(racing):  # everything open falls on one side
-        decided[racing] = 1 if keep > 0 else -1
-        return Standing(decided, doubt, _agreement(decided, doubt, decided == 1))
-    mine = gaps[:, racing]
-    ranked = np.argsort(-mine.mean(axis=0), kind="stable")
-    stays = np.zeros(len(racing), bool)
-    stays[ranked[:keep]] = True
-    doubt[racing] = _doubt(mine, ranked, keep, num_frames) if seen < num_frames else 0.0
-    clear = doubt[racing] < 1 - rules.confidence
-    decided[racing[clear]] = np.where(stays[clear], 1, -1)
-    kept = before.decided == 1
-    kept[racing[stays]] = True
-    return Standing(decided, doubt, _agreement(decided, doubt, kept))
+    racing = before.open
+    mine, stays, limit = gaps[:, racing], before.decided > 0, 1 - rules.confidence
+    by_layer, layer_chance = _best_of_layers(before, mine, num_frames, forced)
+    room, rest = int(rules.keep_ratio * gaps.shape[1]) - int(stays.sum() + by_layer.sum()), (~by_layer).sum()
+    by_rank, rank_chance = _best_of_all(mine, by_layer, room, before.doubt[racing], num_frames)
+    wins = by_layer | by_rank
+    chance = np.where(wins, np.maximum(rank_chance, layer_chance), np.minimum(rank_chance + layer_chance, 1.0))
+    doubt, decided = before.doubt.copy(), before.decided.copy()
+    doubt[racing] = np.where(wins, 1 - chance, chance)
+    clear = (doubt[racing] < limit) | (room >= rest)  # no more are left than may stay
+    clear |= (room <= 0) & ~by_layer & (layer_chance < limit)
+    by_rules = by_layer & (rank_chance <= rules.confidence)
+    decided[racing[clear]] = np.where(wins, np.where(by_rules, 2, 1), -1)[clear]
+    stays[racing[wins]] = True
+    return Standing(decided, doubt, 1.0 - float(doubt[stays].sum()) / max(int(stays.sum()), 1))
 
 
-def _agreement(decided: np.ndarray, doubt: np.ndarray, kept: np.ndarray) -> float:
-    return 1.0 - float(doubt[kept].sum()) / max(int(kept.sum()), 1)
-
-
-def _doubt(gaps: np.ndarray, ranked: np.ndarray, keep: int, num_frames: int) -> np.ndarray:
-    """Give the chance of each group to end on the other side of the cut.
+def _best_of_all(
+    gaps: np.ndarray, by_layer: np.ndarray, room: int, doubt: np.ndarray, num_frames: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the groups above the cut, and the chance of each to be there.
 
     Args:
         gaps: ``(frames, groups in the race)``.
-        ranked: groups by their mean, the largest first.
-        keep: how many of them stay.
-        num_frames: how many frames there are in all.
+        by_layer: which of them stay anyway, so that they take no room.
+        room: how many of the others stay.
+        doubt: of each so far: where the rest falls on one side, nothing new is learnt of it.
+        num_frames: how many there will be at most.
     """
-    seen, width, tiny = len(gaps), max(2, len(ranked) // 100), np.finfo(float).tiny
-    at_cut = np.maximum(gaps[:, ranked[max(keep - width, 0) : keep + width]].mean(axis=1, keepdims=True), tiny)
+    rest = [number for number in _ranked(gaps) if not by_layer[number]]
+    if 0 < room < len(rest):
+        above = by_layer & (gaps.mean(axis=0) >= gaps[:, rest[room - 1]].mean())
+        above[rest[:room]] = True
+        doubt = _doubt(gaps, _next_to(rest, room), num_frames)
+    else:
+        above = ~by_layer & (room > 0)
+    return above, np.where(above, 1 - doubt, doubt)
+
+
+def _best_of_layers(
+    before: Standing, gaps: np.ndarray, num_frames: int, forced: Forced
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the groups that stay as the best of their layer, and the chance of each to be one."""
+    stays, chance = np.zeros(gaps.shape[1], bool), np.zeros(gaps.shape[1])
+    for numbers, count in forced.best:
+        inside = np.flatnonzero(np.isin(before.open, numbers))
+        count = min(count - int((before.decided[numbers] > 0).sum()), len(inside))
+        if count <= 0:
+            continue
+        mine, is_best = gaps[:, inside], np.zeros(len(inside), bool)
+        ranked = _ranked(mine)
+        is_best[ranked[:count]] = True
+        doubt = _doubt(mine, _next_to(ranked, count), num_frames) * (count < len(inside))
+        chance[inside] = np.maximum(chance[inside], np.where(is_best, 1 - doubt, doubt))
+        stays[inside] |= is_best
+    return stays, chance
+
+
+def _ranked(gaps: np.ndarray) -> np.ndarray:
+    """Sort the groups by their mean, the largest first."""
+    return np.argsort(-gaps.mean(axis=0), kind="stable")
+
+
+def _next_to(ranked: Sequence[int] | np.ndarray, keep: int) -> np.ndarray:
+    """Pick the groups on both sides of a border behind the first ``keep``."""
+    width = max(2, len(ranked) // 100)
+    return np.asarray(ranked)[max(keep - width, 0) : keep + width]
+
+
+def _doubt(gaps: np.ndarray, near: np.ndarray, num_frames: int) -> np.ndarray:
+    """Give the chance of each group to end on the other side of a border.
+
+    Args:
+        gaps: ``(frames, groups)``.
+        near: numbers of the groups next to the border.
+        num_frames: how many frames there are in all; on all of them there is no doubt.
+    """
+    seen = len(gaps)
+    if seen >= num_frames:
+        return np.zeros(gaps.shape[1])
+    at_cut = np.maximum(gaps[:, near].mean(axis=1, keepdims=True), _TINY)
     weights = at_cut / at_cut.sum()
     ratios = gaps / at_cut
     ratio = np.maximum((weights * ratios).sum(axis=0), _FLOOR)
@@ -134,7 +197,7 @@ def _doubt(gaps: np.ndarray, ranked: np.ndarray, keep: int, num_frames: int) -> 
     shared = np.median(own) / _chi_square_median(free)
     spread = (_PRIOR * shared + free * own) / (_PRIOR + free)
     error = np.sqrt(spread * (weights**2).sum() * (1 - seen / num_frames))
-    distance = np.abs(np.log(ratio)) / np.maximum(error, tiny)
+    distance = np.abs(np.log(ratio)) / np.maximum(error, _TINY)
     return np.array([_tail(value, _PRIOR + free) for value in distance])
 
 

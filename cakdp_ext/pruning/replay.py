@@ -10,10 +10,10 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from cakdp_ext.pruning.layers import (
-    POINTWISE,
     evaluating,
     is_convolution,
-    is_norm,
+    is_per_channel,
+    is_pointwise,
     is_tensor_like,
     out_of_place,
     replaced_forwards,
@@ -156,7 +156,7 @@ class SuffixReplay:
 
 
 def _is_replayable(module: nn.Module) -> bool:
-    is_known = is_convolution(module) or is_norm(module) or isinstance(module, POINTWISE)
+    is_known = is_convolution(module) or is_per_channel(module) or is_pointwise(module)
     is_stock = type(module).__module__.startswith(("torch.nn.modules.", "spconv."))
     return is_known or (is_stock and next(module.children(), None) is None)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -42,7 +42,8 @@ def score_filters(
         split: data split that the frames come from.
         method: ``exact`` computes only what a missing filter changes; ``plain`` the whole network for each. They give
             the same scores.
-        previous: scores of the same model, rule and split to go on with.
+        previous: scores of the same model, rule and split to go on with; its frames count as far as all filters were
+            measured there.
         on_frame: called with the scores so far after each frame.
         progress: called with the number of filters done since the last call.
 
@@ -57,12 +58,15 @@ def score_filters(
     Source: CaKDP (Zhang et al., CVPR 2024), Eq. 3-5.
     """
     gaps = FrameGaps(model, predict, graph, removal, method=method, progress=progress)
-    scores = started_scores(model, graph, removal, split, previous)
+    scores, every = started_scores(model, graph, removal, split, previous), np.arange(len(graph.groups))
+    scores = counting(scores, dict.fromkeys(whole_frames(previous) if previous else (), every), graph)
     for batch in batches:
         new = {frame: i for i, frame in enumerate(batch.frame_ids) if frame not in scores.frame_ids}
-        rows = gaps.measure(batch) if new else None
+        rows = gaps.measure(batch) if lacking(scores, dict.fromkeys(new, every)) else None
         for frame, i in new.items():
-            scores = with_gaps(scores, {frame: rows[i]}, graph)  # type: ignore[index]
+            if rows is not None:
+                scores = with_gaps(scores, {frame: rows[i]})
+            scores = counting(scores, dict.fromkeys((*scores.frame_ids, frame), every), graph)
             if on_frame is not None:
                 on_frame(scores)
     if not scores.frame_ids:
@@ -73,7 +77,7 @@ def score_filters(
 def started_scores(
     model: nn.Module, graph: ChannelGraph, removal: str, split: str, previous: FilterScores | None = None
 ) -> FilterScores:
-    """Begin with no frame, or go on with ``previous`` scores.
+    """Begin with no frame that counts; what ``previous`` scores know of any frame is spare.
 
     Raises:
         ValueError: when those are of another model, rule, split or scope, or cannot be gone on with.
@@ -101,37 +105,69 @@ def started_scores(
             "the previous scores do not say what each frame gave, so that no frame can be added; score into another "
             "file, or remove the old one"
         )
-    return replace(previous, version=__version__)
+    return counting(replace(previous, version=__version__, race=None), {}, graph)
 
 
-def with_gaps(scores: FilterScores, gaps: Mapping[str, np.ndarray], graph: ChannelGraph) -> FilterScores:
-    """Count further frames, or further groups on frames that were counted.
+def with_gaps(scores: FilterScores, gaps: Mapping[str, np.ndarray]) -> FilterScores:
+    """Put what was measured on record, without counting it.
 
     Args:
         scores: so far.
         gaps: frame -> ``(groups,)``, what each group's absence changes there; NaN where that was not measured.
+    """
+    spare = dict(scores.spare)
+    for frame, new in gaps.items():
+        old = spare.get(frame, new)
+        spare[frame] = np.where(np.isnan(old), new, old)
+    return replace(scores, spare=spare)
+
+
+def counting(scores: FilterScores, asked: Mapping[str, np.ndarray], graph: ChannelGraph) -> FilterScores:
+    """Let exactly what is asked for count, as far as it was measured; the rest of what is on record is spare.
+
+    Args:
+        scores: so far.
+        asked: frame -> numbers of the groups that count there; in this order, so that scores do not depend on who was
+            first to be done.
         graph: of the network.
     """
-    assert scores.gaps is not None
-    rows = dict(zip(scores.frame_ids, scores.gaps, strict=True))
-    for frame, new in gaps.items():
-        old = rows.get(frame, new)
-        rows[frame] = np.where(np.isnan(old), new, old)
-    return _averaged(replace(scores, gaps=np.stack(list(rows.values())), frame_ids=tuple(rows)), graph)
+    record = _record(scores)
+    is_asked = {frame: np.isin(np.arange(len(graph.groups)), numbers) for frame, numbers in asked.items()}
+    counted = {frame: np.where(is_asked[frame], record[frame], np.nan) for frame in asked if frame in record}
+    rest = {frame: np.where(is_asked.get(frame, False), np.nan, row) for frame, row in sorted(record.items())}
+    gaps = np.stack(list(counted.values())) if counted else np.zeros((0, len(graph.groups)))
+    spare = {frame: row for frame, row in rest.items() if not np.isnan(row).all()}
+    return _averaged(replace(scores, frame_ids=tuple(counted), gaps=gaps, spare=spare), graph)
 
 
-def in_order(scores: FilterScores, frame_ids: Sequence[str], graph: ChannelGraph) -> FilterScores:
-    """Sort the frames as they stand in ``frame_ids``, so that scores do not depend on who was first to be done."""
+def lacking(scores: FilterScores, asked: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Pick what is asked for and was never measured: frame -> numbers of groups, without frames that lack nothing."""
+    record = _record(scores)
+    missing = {
+        frame: numbers[np.isnan(record[frame][numbers])] if frame in record else numbers
+        for frame, numbers in asked.items()
+    }
+    return {frame: numbers for frame, numbers in missing.items() if len(numbers)}
+
+
+def whole_frames(scores: FilterScores) -> tuple[str, ...]:
+    """Name the frames that count on which every filter was measured."""
+    if scores.gaps is None:
+        return scores.frame_ids
+    is_whole = ~np.isnan(scores.gaps).any(axis=1)
+    return tuple(frame for frame, whole in zip(scores.frame_ids, is_whole, strict=True) if whole)
+
+
+def _record(scores: FilterScores) -> dict[str, np.ndarray]:
+    """Give all that was ever measured: frame -> ``(groups,)``."""
     assert scores.gaps is not None
-    place = {frame: i for i, frame in enumerate(frame_ids)}
-    order = sorted(range(len(scores.frame_ids)), key=lambda i: place.get(scores.frame_ids[i], len(place)))
-    frames = tuple(scores.frame_ids[i] for i in order)
-    return _averaged(replace(scores, frame_ids=frames, gaps=scores.gaps[order]), graph)
+    counted = dict(zip(scores.frame_ids, scores.gaps, strict=True))
+    return dict(with_gaps(replace(scores, spare=counted), scores.spare).spare)
 
 
 def _averaged(scores: FilterScores, graph: ChannelGraph) -> FilterScores:
     """Share the means over frames among the filters of each group."""
-    means = mean_gaps(scores)
+    means = _mean_gaps(scores)
     values = {layer.name: np.zeros(layer.num_filters) for layer in graph.prunable}
     for mean, group in zip(means, graph.groups, strict=True):
         for layer, channel in group:
@@ -139,8 +175,8 @@ def _averaged(scores: FilterScores, graph: ChannelGraph) -> FilterScores:
     return replace(scores, values=values)
 
 
-def mean_gaps(scores: FilterScores) -> np.ndarray:
-    """Average over the frames on which each group was measured: ``(groups,)`` float64; 0 where on none."""
+def _mean_gaps(scores: FilterScores) -> np.ndarray:
+    """Average over the frames that count for each group: ``(groups,)`` float64; 0 where none does."""
     assert scores.gaps is not None
     is_known = ~np.isnan(scores.gaps)
     return np.where(is_known, scores.gaps, 0).sum(axis=0) / np.maximum(is_known.sum(axis=0), 1)

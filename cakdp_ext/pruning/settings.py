@@ -72,6 +72,7 @@ class PruningConfig:
         scoring: ``exact``: every filter on every frame; ``race``: frames are added until it is settled which filters
             ``keep_ratio`` keeps; ``plain``: what ``exact`` gives, by running the whole network for every filter.
         confidence: of a race: a filter leaves it when its chance to be on the other side of the cut is below 1 - this.
+        seed: of a race: the order in which it looks at the frames is drawn with it.
     """
 
     student: ModelSource
@@ -91,6 +92,7 @@ class PruningConfig:
     num_frames: int = 0
     scoring: str = EXACT_SCORING
     confidence: float = 0.99
+    seed: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "protect", (self.protect,) if isinstance(self.protect, str) else tuple(self.protect))
@@ -99,7 +101,7 @@ class PruningConfig:
         for name, known in (("removal", REMOVALS), ("initial_weights", INITIAL_WEIGHTS), ("scoring", SCORINGS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name.upper()} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        for name, least in (("min_filters", 0), ("num_frames", 0), ("round_to", 1)):
+        for name, least in (("min_filters", 0), ("num_frames", 0), ("round_to", 1), ("seed", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name.upper()} must be a whole number of at least {least}, got {value!r}")

@@ -172,7 +172,7 @@ def _cut_weight(module: nn.Module, axis: int, keep: Tensor) -> None:
 def _keep_norm_channels(module: nn.Module, keep: Tensor) -> None:
     for name in _NORM_TENSORS:
         _cut(module, name, 0, keep)
-    _resize(module, ("num_features",), len(keep))
+    _resize(module, ("num_features", "num_parameters"), len(keep))
 
 
 def _cut(module: nn.Module, name: str, axis: int, keep: Tensor) -> None:

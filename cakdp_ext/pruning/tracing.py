@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from cakdp_ext.pruning.layers import (
-    POINTWISE,
     channel_axis,
+    drawn_free_parameters,
     evaluating,
     is_convolution,
     is_mixing,
-    is_norm,
+    is_per_channel,
+    is_pointwise,
     is_sparse_conv,
     is_tensor_like,
     num_filters,
@@ -115,7 +116,7 @@ class CodedForward:
             ValueError: when the example reaches some layer with no voxel at all, or two forwards differ.
         """
         self._codes, self._reads, self._num_calls = codes, defaultdict(list), 0
-        with evaluating(self._model), replaced_forwards(self._coded_forwards()):
+        with evaluating(self._model), drawn_free_parameters(self._model), replaced_forwards(self._coded_forwards()):
             self._run(self._model)
         return {name: torch.stack(rows) for name, rows in self._reads.items()}
 
@@ -124,9 +125,9 @@ class CodedForward:
         for name, module in self.modules.items():
             if is_convolution(module):
                 forwards[module] = self._speak(name, module, _shape_probe(module))
-            elif is_norm(module):
+            elif is_per_channel(module):
                 forwards[module] = self._listen(name, module)
-            elif isinstance(module, POINTWISE):
+            elif is_pointwise(module):
                 forwards[module] = _pass
             elif is_mixing(module):
                 forwards[module] = self._blur(name, module.forward)

@@ -8,15 +8,8 @@ import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from cakdp_ext.detectors.sparse import (
-    SparseBlock,
-    SyncVoxelBatchNorm,
-    VoxelBatchNorm1d,
-    conv_block,
-    convolve_nothing,
-    spconv,
-    synchronise_batch_norm,
-)
+from cakdp_ext.detectors.sparse import SparseBlock, conv_block, convolve_nothing, spconv
+from cakdp_ext.voxel_norm import SyncVoxelBatchNorm, VoxelBatchNorm1d, synchronise_batch_norm
 
 SHAPE = [7, 6, 5]
 

@@ -6,9 +6,10 @@ import torch.nn.functional as F  # noqa: N812
 
 from cakdp_ext.config import ConfigError
 from cakdp_ext.detectors.registry import BACKBONES_3D
-from cakdp_ext.detectors.sparse import InverseBlock, VoxelBatchNorm1d, convolve, convolve_back, spconv
+from cakdp_ext.detectors.sparse import InverseBlock, convolve, convolve_back, spconv
 from cakdp_ext.detectors.unet import UNetV2, UNetV2Config, sum_of_groups
 from cakdp_ext.types import LidarGeometry
+from cakdp_ext.voxel_norm import VoxelBatchNorm1d
 
 GEOMETRY = LidarGeometry((0.0, -0.6, -3.0, 1.6, 0.6, 1.0), (0.1, 0.1, 0.1), 4)
 

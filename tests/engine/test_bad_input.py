@@ -123,9 +123,10 @@ def test_scoring_where_nothing_was_held_out(trained):
     assert "split held_out is empty: set DATA_CONFIG.NUM_HELD_OUT before the student is trained" in outcome.error
 
 
-def test_frames_that_the_student_was_trained_on_are_not_held_out(trained):
-    outcome = trained.command("score_filters", "second_cakdp", "--set", "DATA_CONFIG.NUM_HELD_OUT", 4, tag="bad")
-    assert "was trained with DATA_CONFIG.NUM_HELD_OUT 2, now 4 is asked for" in outcome.error
+@pytest.mark.parametrize(("key", "before", "now"), [("NUM_HELD_OUT", "2", "4"), ("DATA_SPLIT.train", "train", "val")])
+def test_frames_that_the_student_was_trained_on_are_not_held_out(trained, key, before, now):
+    outcome = trained.command("score_filters", "second_cakdp", "--set", f"DATA_CONFIG.{key}", now, tag="bad")
+    assert f"was trained with DATA_CONFIG.{key} {before}, now {now} is asked for" in outcome.error
 
 
 def test_checkpoint_of_another_architecture(trained):

@@ -100,7 +100,7 @@ def test_the_command_shows_the_cut_with_its_costs_and_draws_it(prune, config):
     assert f"{measure_cost(cut_student, cost_frames(build_split(config, 'val'), CPU)).macs / 1e9:.3g}" in after
     assert (run.path / "plan.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.suffix for path in run.path.iterdir()) == [".json", ".log", ".png"]
-    assert "latency p50 / p90 / p99 [ms]" in outcome.out
+    assert "latency p50 / p90 [ms]" in outcome.out
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_a_sweep_is_the_costs_of_its_cuts(prune, config):
         assert float(row["macs"]) == cost.macs
         assert float(row["activations"]) == cost.activations
         assert int(row["filters"]) == sum(map(len, plan.keep_indices.values()))
-        assert 0 < float(row["latency_p50_ms"]) <= float(row["latency_p90_ms"]) <= float(row["latency_p99_ms"])
+        assert 0 < float(row["latency_p50_ms"]) <= float(row["latency_p90_ms"])
         assert f"{cost.params:,}" in outcome.out
     assert (run.path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert not run.plan.exists()

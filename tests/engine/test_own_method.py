@@ -117,15 +117,33 @@ def test_a_checkpoint_without_its_projector_is_no_place_to_go_on_from(compressed
         train(compressed, home, "hint", "robbed")
 
 
-def test_two_processes_share_the_gradients_of_the_projector(compressed, home, tmp_path):
-    plan = str(compressed.run("second_cakdp").plan)
-    job = {"cfg": str(home / "hint.yaml"), "output": str(tmp_path / "hint"), "overrides": ["MODEL.PRUNING.PLAN", plan]}
-    (tmp_path / "jobs.json").write_text(json.dumps([job]))
-    torchrun(Path(__file__).with_name("two_ranks.py"), tmp_path / "jobs.json")
-    one, two = (torch.load(tmp_path / "hint" / f"rank_{rank}.pth", weights_only=True) for rank in (0, 1))
+@pytest.fixture(scope="module")
+def ends(compressed, home, tmp_path_factory):
+    """What each of two processes ends with: under the page's projector, and under every method of others at once."""
+    root, plan = tmp_path_factory.mktemp("two_ranks"), str(compressed.run("second_cakdp").plan)
+    every = "{METHOD: [VanillaKD, {NAME: GID, FEATURE_WEIGHT: 0.1}, PointDistiller, {NAME: SparseKD, PIVOT: rank}]}"
+    jobs = [
+        {"cfg": str(cfg), "output": str(root / name), "overrides": ["MODEL.PRUNING.PLAN", plan, *more]}
+        for name, cfg, more in (
+            ("hint", home / "hint.yaml", ()),
+            ("others", compressed.cfg("second_cakdp"), ("MODEL.DISTILL", every)),
+        )
+    ]
+    (root / "jobs.json").write_text(json.dumps(jobs))
+    torchrun(Path(__file__).with_name("two_ranks.py"), root / "jobs.json")
+    return {
+        name: [torch.load(root / name / f"rank_{rank}.pth", weights_only=True) for rank in (0, 1)]
+        for name in ("hint", "others")
+    }
+
+
+@pytest.mark.parametrize("name", ["hint", "others"])
+def test_two_processes_share_the_gradients_of_projectors(ends, name):
+    one, two = ends[name]
     for part in ("parameters", "projectors"):
-        assert one[part]
-        assert all(torch.equal(one[part][key], two[part][key]) for key in one[part])
+        trained = [key for key in one[part] if "running" not in key and "num_batches" not in key]
+        assert trained
+        assert all(torch.equal(one[part][key], two[part][key]) for key in trained)
     assert not all(torch.equal(one["means"][key], two["means"][key]) for key in one["means"]), "the same frames?"
 
 

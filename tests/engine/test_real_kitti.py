@@ -7,14 +7,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import yaml
 from random_cut import random_plan, randomize_norms
 from tiny_world import PROJECT
 
 from cakdp_ext.checkpoint import write_checkpoint
 from cakdp_ext.config import load_config
 from cakdp_ext.datasets import collate, make_infos
-from cakdp_ext.engine.build import build_full, build_student
+from cakdp_ext.distillation import FrozenTeacher
+from cakdp_ext.engine.build import build_full, build_student, distill_config
 from cakdp_ext.engine.data import build_split
+from cakdp_ext.engine.step import TrainingStep
 from cakdp_ext.pruning import channel_graph, class_logits, count_parameters, masked
 
 pytestmark = pytest.mark.real_data
@@ -64,3 +67,31 @@ def test_full_size_compact_student_computes_what_the_masked_network_does(kitti, 
     assert plan.keep_ratio == pytest.approx(0.5, abs=0.03)
     iou_branch = count_parameters(compact.dense_head.conv_iou)
     assert count_parameters(compact) - iou_branch < 0.35 * PARAMETERS
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"), [("second", "voxel_rcnn"), ("centerpoint", "voxel_rcnn_with_centerhead")]
+)
+def test_methods_of_others_teach_a_narrow_student_on_a_real_frame(kitti, student, teacher):
+    near = ["DATA_CONFIG.DATA_PATH", str(kitti), "DATA_CONFIG.POINT_CLOUD_RANGE", "[0, -20, -3, 35.2, 20, 1]"]
+    every = "[VanillaKD, GID, PointDistiller, {NAME: SparseKD, PIVOT: rank}]"
+    config = load_config(PROJECT / f"cfgs/kitti/methods/{student}_vanillakd.yaml", near)
+    config.MODEL.DISTILL.METHOD = yaml.safe_load(every)
+    frames = build_split(config, "val")
+    torch.manual_seed(0)
+    of_teacher = build_full(load_config(PROJECT / f"cfgs/kitti/{teacher}.yaml", near), frames.geometry)
+    model = build_full(config, frames.geometry)
+    randomize_norms(of_teacher)
+    randomize_norms(model)
+    batch = collate([frames[0]])
+    assert len(batch.voxels) > 5_000
+    step = TrainingStep(model.train(), FrozenTeacher(of_teacher), distill_config(config))
+    losses = step(batch)
+    taught = {name: value for name, value in losses.items() if name.startswith("distill_loss_")}
+    assert list(taught) == [f"distill_loss_{name}" for name in ("VanillaKD", "GID", "PointDistiller", "SparseKD")]
+    assert all(torch.isfinite(value) and value > 0 for value in taught.values())
+    torch.stack(list(taught.values())).sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert all(torch.isfinite(grad).all() for grad in gradients.values())
+    assert gradients["backbone_3d.conv_input.0.weight"].abs().sum() > 0
+    assert all(parameter.grad is None for parameter in of_teacher.parameters())

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from test_distributed import torchrun
-from tiny_world import PROJECT, start
+from tiny_world import PROJECT, command, start
 
+from cakdp_ext.engine.runs import RunFolder
 from cakdp_ext.pruning import load_plan, load_scores, save_scores
 
 pytestmark = pytest.mark.xdist_group("engine")
@@ -114,6 +116,60 @@ def test_an_exact_run_fills_what_a_race_left_open(trained, raced, exact):
     assert filled.race is None
     assert filled.frame_ids == whole.frame_ids
     np.testing.assert_allclose(filled.gaps, whole.gaps, rtol=1e-5, atol=1e-9)
+
+
+def test_fewer_frames_after_a_race_and_the_race_again(trained, raced, exact):
+    run, whole, before = trained.run("second_pruned", "fewer"), load_scores(exact.scores), load_scores(raced.scores)
+    save_scores(run.scores, before)
+    fewer = ("--split", "val", "--num_frames", 2)
+    assert trained.command("score_filters", "second_pruned", *fewer, tag="fewer").code == 0
+    found = load_scores(run.scores)
+    assert len(found.frame_ids) == 2
+    rows = [whole.frame_ids.index(frame) for frame in found.frame_ids]
+    flat = np.concatenate(list(found.values.values()))
+    np.testing.assert_allclose(flat, whole.gaps[rows].mean(axis=0), rtol=1e-5, atol=1e-9)
+    outcome = trained.command("prune", "second_pruned", "--set", "MODEL.PRUNING.SPLIT", "val", tag="fewer")
+    assert "lacks 2 of 4 frames; run tools/score_filters.py again" in outcome.error
+    outcome = trained.command("score_filters", "second_pruned", *FLAGS, tag="fewer")
+    assert outcome.code == 0, outcome.err
+    again = load_scores(run.scores)
+    assert again.frame_ids == before.frame_ids
+    assert np.array_equal(again.race.decided, before.race.decided)
+    np.testing.assert_allclose(again.gaps, before.gaps, rtol=1e-5, atol=1e-9)
+
+
+def test_a_race_is_for_the_largest_scores_alone(trained):
+    criterion = ("--set", "MODEL.PRUNING.CRITERION", "RV-CaPr-global")
+    outcome = trained.command("score_filters", "second_pruned", *FLAGS, *criterion, tag="reverse_race")
+    assert "a race settles which filters CRITERION CaPr keeps, not RV-CaPr-global; score exactly" in outcome.error
+
+
+def test_rules_that_leave_a_race_no_room_are_refused_before_it_starts(trained):
+    protect = ("--set", "MODEL.PRUNING.PROTECT", "[backbone_3d, backbone_2d]")
+    with_protect = trained.variant("second_pruned", trained.root / "no_room", {"MODEL": {"PRUNING": {"PROTECT": []}}})
+    argv = ["--cfg", with_protect, "--output_dir", trained.root / "no_room", "--device", "cpu", "--workers", 0]
+    outcome = command("score_filters", *argv, *FLAGS, *protect)
+    assert "PROTECT backbone_3d backbone_2d asks for" in outcome.error
+
+
+def test_the_seed_of_a_race_is_noted(trained, raced):
+    run = trained.run("second_pruned", "seeded")
+    save_scores(run.scores, load_scores(raced.scores))
+    outcome = trained.command("score_filters", "second_pruned", *FLAGS, "--seed", 5, tag="seeded")
+    assert outcome.code == 0, outcome.err
+    assert (load_scores(run.scores).race.seed, load_scores(raced.scores).race.seed) == (5, 0)
+
+
+def test_a_process_that_does_not_see_the_file_goes_on_with_the_others(trained, exact, tmp_path):
+    scores = load_scores(exact.scores)
+    run = RunFolder(tmp_path / "0" / exact.path.relative_to(trained.root / "output"))
+    begun = replace(scores, frame_ids=scores.frame_ids[:3], gaps=scores.gaps[:3])
+    save_scores(run.scores, begun)
+    argv = [word for word in trained.argv("score_filters", "second_pruned", "exact") if word != "--output_dir"]
+    argv.remove(str(trained.root / "output"))
+    torchrun(PROJECT / "tests" / "engine" / "two_folders.py", tmp_path, *argv, "--split", "val")
+    assert run.scores.read_bytes() == exact.scores.read_bytes()
+    assert not list((tmp_path / "1").rglob("scores.npz"))
 
 
 def test_a_race_needs_a_keep_ratio(trained):

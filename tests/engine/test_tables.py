@@ -16,6 +16,7 @@ from cakdp_ext.engine.data import build_split
 from cakdp_ext.engine.measure import cost_frames, measure_cost
 from cakdp_ext.engine.prune import make_plan
 from cakdp_ext.engine.runs import RunFolder
+from cakdp_ext.engine.tables.ours import read_metrics
 from cakdp_ext.pruning import count_layers, count_parameters, load_plan
 
 pytestmark = pytest.mark.xdist_group("engine")
@@ -103,9 +104,14 @@ def test_report_stands_in_where_nobody_tested_a_run(compressed, tables):
     for file in (run.path / "eval").rglob("metrics.json"):
         file.unlink()
     ap = {"Car_3d/moderate_R40": 12.345, "Cyclist_3d/moderate_R40": None}
-    (run.path / "report.json").write_text(json.dumps({"rows": [{"ap": {"Car_3d/moderate_R40": 1.0}}, {"ap": ap}]}))
+    shown = [{"name": "other", "ap": {"Car_3d/moderate_R40": 1.0}}, {"name": "the result", "ap": ap}]
+    (run.path / "report.json").write_text(json.dumps({"rows": shown}))
     rows = rows_of(tables("--markdown", "--extra_tag", "reported", "--frames", 0).out)
     assert rows["cut"][7:] == ["- / 12.35", "- / -", "- / -"]
+    tested = run.reported("the result") / "metrics.json"
+    tested.parent.mkdir(parents=True)
+    tested.write_text(json.dumps({**ap, "mAP_3d/moderate_R40": 45.678}))
+    assert read_metrics(run, "val") == {"Car_3d/moderate_R40": 12.345, "mAP_3d/moderate_R40": 45.678}
     (run.path / "report.json").write_text("{")
     assert "report.json is no whole evaluation" in tables("--extra_tag", "reported", code=2).error
 

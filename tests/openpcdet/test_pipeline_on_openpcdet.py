@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests" / "engine"))
@@ -16,7 +18,7 @@ sys.path.append(str(ROOT / "tests" / "engine"))
 from processes import results_of  # noqa: E402
 from tiny_world import make_world  # noqa: E402
 
-from cakdp_ext.checkpoint import read_checkpoint  # noqa: E402
+from cakdp_ext.checkpoint import PROJECTORS, read_checkpoint  # noqa: E402
 from cakdp_ext.engine.build import restore_student  # noqa: E402
 from cakdp_ext.engine.data import build_split  # noqa: E402
 from cakdp_ext.engine.score import unpruned_student  # noqa: E402
@@ -49,6 +51,27 @@ def compressed(world, run_tool):
         run_tool("train", name, "--workers", "0")
     run_tool("compress", "second_cakdp", "--workers", "0")
     return world
+
+
+@pytest.fixture(scope="module")
+def own(compressed):
+    """The module and the YAML of docs/your_own_method.md that bring a projector, beside the YAMLs of the world."""
+    page = (ROOT / "docs" / "your_own_method.md").read_text(encoding="utf-8")
+    module, text = (re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL)[1] for kind in ("python", "yaml"))
+    folder = Path(compressed.cfg("second_cakdp")).parent
+    (folder / "hint.py").write_text(module, encoding="utf-8")
+    tree = {**yaml.safe_load(text), "_BASE_CONFIG_": "second_cakdp.yaml"}
+    assert tree["IMPORTS"] == ["hint.py"]
+    (folder / "hint.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return compressed
+
+
+def test_a_method_from_outside_teaches_by_one_file(own, run_tool):
+    plan = own.run("second_cakdp").plan
+    run_tool("train", "hint", "--workers", "0", "--set", "MODEL.PRUNING.PLAN", plan)
+    saved = read_checkpoint(own.run("hint").path)
+    assert saved[PROJECTORS]["methods.BevHint.projector.mix.weight"].abs().sum() > 0
+    assert not any("projector" in name or "BevHint" in name for name in saved["model_state"])
 
 
 def test_compress_reports_on_every_stage(compressed):

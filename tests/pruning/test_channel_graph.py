@@ -176,7 +176,6 @@ UNCLEAR = {
     "scaled": (lambda m, x: 0.5 * m["a"](x), {}, "plain copy"),
     "norm over channels": (lambda m, x: m["b"](m["a"](x)), {"b": nn.GroupNorm(2, 4)}, "plain copy"),
     "norm over places": (lambda m, x: m["b"](m["a"](x)), {"b": nn.InstanceNorm2d(4)}, "plain copy"),
-    "activation with a weight a channel": (lambda m, x: m["b"](m["a"](x)), {"b": nn.PReLU(4)}, "plain copy"),
     "softmax": (lambda m, x: m["b"](m["a"](x)), {"b": nn.Softmax(1)}, "plain copy"),
     "grouped convolution": (lambda m, x: m["b"](m["a"](x)), {"b": nn.Conv2d(4, 4, 1, groups=2)}, "split into groups"),
     "sum with the input": (lambda m, x: m["a"](x) + x[:, :1], {}, "plain copy"),
@@ -272,3 +271,15 @@ def test_points_of_the_example_lie_in_its_voxels():
     assert torch.equal(((batch.points[:, 1:4] - low) / size).floor().int().flip(1), batch.voxel_coords[:, 1:])
     assert batch.points.shape == (len(batch.voxels), 6)
     assert torch.equal(batch.points[:, 0].int(), batch.voxel_coords[:, 0])
+
+
+@pytest.mark.parametrize(("value", "join"), [(1.0, torch.mul), (0.0, torch.add)])
+def test_what_a_parameter_happens_to_be_decides_nothing(value, join):
+    net = Net(None, 4, first=conv(3, 4), second=conv(4, 4))
+    net.free = nn.Parameter(torch.full((1, 4, 1, 1), value))
+    net.join = lambda layers, x: layers["second"](join(layers["first"](x), net.free))
+    for now in (value, 1.7):
+        net.free.data.fill_(now)
+        reason = trace_dense(net).pinned["backbone_2d.first"]
+        assert "of backbone_2d.second is not a plain copy of one of its filters" in reason
+        assert net.free.unique().item() == pytest.approx(now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from cakdp_ext.pruning import (
     save_scores,
     trace_channels,
 )
-from cakdp_ext.types import FilterScores, PruningPlan
+from cakdp_ext.types import FilterScores, PruningPlan, RaceResult
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +196,36 @@ def test_architecture_fingerprint_knows_shapes_and_ignores_weights(graph):
     wide = SparseDense()
     wide.backbone_2d["side"] = nn.Conv2d(7, 4, 3, padding=1)
     assert architecture_fingerprint(trace(wide)) != architecture_fingerprint(graph)
+
+
+@pytest.fixture
+def raced(scores):
+    gaps = np.array([[1.0, np.nan], [0.5, 2.0]])
+    race = RaceResult(0.5, 0.9, 0.995, np.array([1, -1], np.int8), seed=3, num_frames=16)
+    return replace(scores, gaps=gaps, race=race, spare={"f9": np.array([np.nan, 4.0])})
+
+
+def test_a_race_and_what_does_not_count_come_back(tmp_path, raced):
+    save_scores(tmp_path / "scores.npz", raced)
+    loaded = load_scores(tmp_path / "scores.npz")
+    assert np.array_equal(loaded.gaps, raced.gaps, equal_nan=True)
+    assert list(loaded.spare) == ["f9"]
+    assert np.array_equal(loaded.spare["f9"], raced.spare["f9"], equal_nan=True)
+    for name in ("keep_ratio", "confidence", "agreement", "seed", "num_frames"):
+        assert getattr(loaded.race, name) == getattr(raced.race, name)
+    assert loaded.race.decided.tolist() == [1, -1]
+
+
+def test_a_race_of_an_earlier_version_is_read(tmp_path, raced):
+    """Which did not say how many frames there were, and knew one seed."""
+    save_scores(tmp_path / "scores.npz", replace(raced, spare={}))
+    with np.load(tmp_path / "scores.npz") as content:
+        arrays = dict(content)
+    header = json.loads(arrays["header"].tobytes())
+    assert "spare_frame_ids" not in header
+    del header["race"]["seed"], header["race"]["num_frames"]
+    arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    np.savez(tmp_path / "old.npz", **arrays)
+    loaded = load_scores(tmp_path / "old.npz")
+    assert (loaded.race.keep_ratio, loaded.race.seed, loaded.race.num_frames) == (0.5, 0, None)
+    assert not loaded.spare

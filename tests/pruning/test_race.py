@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cakdp_ext.pruning import RaceRules, Standing, decide
+from cakdp_ext.pruning import Forced, RaceRules, Standing, decide
 from cakdp_ext.pruning.race import _tail
 
 
@@ -26,13 +26,13 @@ def agreement_of(gaps, rules):
     return len(exact & kept) / len(kept), standing.agreement
 
 
-def run(gaps, rules):
+def run(gaps, rules, forced=Forced()):  # noqa: B008
     """Race over rows of ``gaps`` as the engine does; give the standing and what was measured."""
-    standing, measured = Standing.start(gaps.shape[1]), np.full_like(gaps, np.nan)
+    standing, measured = Standing.start(gaps.shape[1], forced), np.full_like(gaps, np.nan)
     for stage in rules.stages(len(gaps)):
         for frame in stage:
             measured[frame, standing.open] = gaps[frame, standing.open]
-        standing = decide(standing, measured[: stage.stop], len(gaps), rules)
+        standing = decide(standing, measured[: stage.stop], len(gaps), rules, forced)
         if standing.agreement >= rules.agreement or not len(standing.open):
             break
     return standing, measured

@@ -80,6 +80,17 @@ def test_compact_second_computes_what_the_masked_one_does(seed):
     assert_equation(model, graph, random_plan(graph, seed + 9), batch, lambda m, b: m.predict_dense(b).boxes)
 
 
+@pytest.mark.parametrize("num_slopes", [1, 6])
+def test_slopes_of_a_prelu_are_cut_with_their_channels(num_slopes):
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.PReLU(num_slopes), nn.Conv2d(6, 5, 1), nn.ReLU(), nn.Conv2d(5, 2, 1))
+    nn.init.uniform_(net[1].weight, -1, 1)
+    image = torch.randn(2, 3, 8, 8)
+    graph = trace_channels(net, lambda network: network(image), scope=("0", "2"))
+    plan = plan_keeping(graph, {"0": {0, 2, 3, 5}, "2": {1, 4}})
+    assert_equation(net, graph, plan, image, lambda network, batch: network(batch))
+    assert apply_plan(net, plan, graph)[1].weight.numel() == (4 if num_slopes > 1 else 1)
+
+
 def test_channels_that_stay_are_those_of_the_full_network_by_hand():
     model, batch = randomize(SparseDense()), voxel_batch()
     graph = traced(model, batch)

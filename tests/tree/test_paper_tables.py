@@ -21,6 +21,7 @@ UNPRUNED = {
     for _, row in ROWS
     if row.params and "PRUNING" not in config_of(row.cfg.relative_to(ROOT))["MODEL"]
 }
+METHODS = ("vanillakd", "gid", "point_distiller", "sparsekd")
 NAMES = {
     "SECOND": "SECONDNet", "CenterPoint": "CenterPoint", "Voxel R-CNN": "VoxelRCNN", "PV-RCNN": "PVRCNN",
     "PV-RCNN++": "PVRCNNPlusPlus", "Part-A2": "PartA2Net",
@@ -38,7 +39,7 @@ def config_of_row(row):
 
 def test_every_table_of_the_paper_that_has_figures_of_cakdp_is_there():
     numbers = [re.match(r"(?:Table|Figure) \d", table.name)[0] for table in TABLES]
-    assert set(numbers) == {"Table 1", "Table 2", "Table 3", "Table 5", "Table 6", "Table 7", "Table 8", "Figure 6"}
+    assert set(numbers) == {*(f"Table {number}" for number in range(1, 9)), "Figure 6"}
     assert [len(table.rows) for table in TABLES if table.name in ("Table 1", "Table 3", "Table 5")] == [29, 11, 9]
 
 
@@ -50,6 +51,8 @@ def test_every_row_is_named_once():
 
 def test_every_variant_that_ships_is_a_row():
     variants = {path for path in FILES if {"pairs", "ablation"} & set(path.parts)}
+    variants |= {Path("cfgs/kitti/methods") / f"second_{name}.yaml" for name in METHODS}
+    variants |= {Path("cfgs/waymo_mini/methods") / f"centerpoint_{name}.yaml" for name in METHODS}
     assert variants <= {row.cfg.relative_to(ROOT) for _, row in ROWS}
 
 
@@ -90,7 +93,7 @@ def test_parameters_of_cuts_that_need_no_scores(label, tmp_path):
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("name", ["second", "voxel_rcnn"])
+@pytest.mark.parametrize("name", ["second", "voxel_rcnn", "centerpoint", "PartA2", "pv_rcnn"])
 def test_multiply_accumulates_are_the_papers_on_real_frames(name, real_kitti, tmp_path):
     for folder in ("ImageSets", "training"):
         (tmp_path / folder).symlink_to(real_kitti / folder)
@@ -99,6 +102,8 @@ def test_multiply_accumulates_are_the_papers_on_real_frames(name, real_kitti, tm
     settings = MeasureSettings({"KittiDataset": str(tmp_path)}, output_dir=str(tmp_path), num_frames=3)
     macs = Measurer(settings).measure(row.cfg).macs
     assert macs[THOP] / 1e9 == pytest.approx(row.macs, rel=0.05)
+    if name not in ("second", "voxel_rcnn"):  # of the others the two counts differ in other layers, too
+        return
     deconvolution = (
         3 * (256 * 256) * (200 * 176) / 1e9
     )  # from stride 16 to 8: every output value counts 4 products for 1

@@ -17,8 +17,8 @@ from cakdp_ext.detectors.keypoints.config import SourceConfig, VoxelSetAbstracti
 from cakdp_ext.detectors.keypoints.sampling import near_rois, sample_farthest, sample_sectors
 from cakdp_ext.detectors.point_features import PointFeatures
 from cakdp_ext.detectors.registry import POINT_ENCODERS
-from cakdp_ext.detectors.sparse import VoxelBatchNorm1d
 from cakdp_ext.types import Batch, LidarGeometry
+from cakdp_ext.voxel_norm import VoxelBatchNorm1d
 
 RAW_POINTS = "raw_points"
 

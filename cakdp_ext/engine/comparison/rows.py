@@ -55,8 +55,7 @@ class RowMaker:
         """
         rows = []
         for name, candidate in self._sources().items():
-            folder = run.path / "eval" / "report" / name
-            metrics = test_once(candidate, folder, self.config, self.place, num_workers)
+            metrics = test_once(candidate, run.reported(name), self.config, self.place, num_workers)
             rows.append(self._row(name, "1.00", [metrics], self._cost(name, candidate.build)))
         return rows
 

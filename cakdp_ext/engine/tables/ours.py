@@ -195,7 +195,7 @@ def mean_macs(model: nn.Module, frames: list[Batch]) -> dict[str, float]:
 
 
 def read_metrics(run: RunFolder, split: str) -> dict[str, float]:
-    """Read what a run reached: the test of its last epoch, else the last row of its report; {} for nothing.
+    """Read what a run reached: the test of its last epoch, else that of the last row of its report; {} for nothing.
 
     Raises:
         ConfigError: for a file that is not whole.
@@ -206,10 +206,21 @@ def read_metrics(run: RunFolder, split: str) -> dict[str, float]:
         return {}
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        metrics = content["rows"][-1]["ap"] if file.name == "report.json" else content
-        return {str(key): float(value) for key, value in metrics.items() if value is not None}
+        if file.name == "report.json":
+            return _reported(run, content["rows"][-1])
+        return _numbers(content)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ConfigError(f"{file} is no whole evaluation ({error}); test the run again") from error
+
+
+def _reported(run: RunFolder, row: Mapping[str, Any]) -> dict[str, float]:
+    """Read every metric of the test behind a row, or what the report shows of them where that is gone."""
+    file = run.reported(row["name"]) / "metrics.json"
+    return _numbers(json.loads(file.read_text(encoding="utf-8")) if file.is_file() else row["ap"])
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {str(key): float(value) for key, value in metrics.items() if value is not None}
 
 
 def _epoch(file: Path) -> int:

@@ -14,7 +14,7 @@ from random_cut import randomize_norms
 from torch import nn
 
 from cakdp_ext.checkpoint import PROJECTORS, read_checkpoint, write_checkpoint
-from cakdp_ext.config import dump_config
+from cakdp_ext.config import ConfigError, dump_config
 from cakdp_ext.datasets import collate
 from cakdp_ext.distillation import DistillMethod, DistillOutput, MapProjector, register_method
 from cakdp_ext.distillation import methods as methods_module
@@ -322,6 +322,22 @@ def test_projectors_are_trained_and_in_no_state_dict(both, hint):
     assert projector.weight.grad.abs().sum() > 0
     assert "num_representatives" not in logged
     assert tensors_of(deepcopy(theirs)).keys() == tensors_of(theirs).keys()
+
+
+def test_a_parameter_that_no_optimizer_of_openpcdets_would_find_is_refused(both, monkeypatch):
+    monkeypatch.setattr(methods_module, "_METHODS", dict(methods_module._METHODS))
+
+    @register_method("Scaled")
+    class Scaled(DistillMethod):
+        taps = frozenset({Role.BEV})
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.scale = nn.Parameter(torch.ones(()))
+            self.mix = nn.Linear(1, 1)
+
+    with pytest.raises(ConfigError, match="Scaled of MODEL.DISTILL.METHOD holds scale beside modules of its own"):
+        both.student(METHOD, "Scaled")
 
 
 def test_the_method_with_a_projector_teaches_alike_in_both_engines(both, hint):
