@@ -194,10 +194,10 @@ class Halves(nn.Module):
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: Written(coordinates), lambda: Written(padded_by_ones), lambda: Written(in_reused_memory), Halves],
+    [*(lambda w=w: Written(w) for w in (coordinates, padded_by_ones, in_reused_memory)), Halves],
     ids=["coordinates", "ones", "reused memory", "a half without anything"],
 )
-def test_constants_tell_places_apart(make):
+def test_what_was_written_and_what_is_constant_are_told_apart(make):
     torch.manual_seed(0)
     model, batch = make().eval(), image()
     graph = trace_channels(model, lambda network: of_image(network, batch), scope=("a", "b"))

@@ -265,7 +265,9 @@ class Rearrangement(Node):
     def is_plain(self) -> bool:
         """Whether it moves all channels of one input together and is zero elsewhere."""
         first = self.blocks[0] if len(self.blocks) == 1 and not self.has_constants else None
-        return first is not None and self.width == self.widths[0] and torch.equal(first.taken, first.become)
+        if first is None or not first.takes_all or self.width != self.widths[0]:
+            return False
+        return torch.equal(first.taken, first.become)
 
     def change(self, deltas: Sequence[Delta | None], removals: Removals) -> Delta | None:
         """See :meth:`Node.change`."""
