@@ -217,7 +217,7 @@ class _Stage:
             scores: so far.
             asked: frame -> numbers of groups.
         """
-        todo, wanted = lacking(scores, asked), next(reversed(asked.values()))
+        todo, wanted = lacking(scores, asked), list(asked.values())[-1]
         LOG.info(
             "scoring %d filters on %d frames of %s, %d done",
             sum(len(self.graph.groups[n]) for n in wanted), len(asked), scores.split, len(asked) - len(todo),
