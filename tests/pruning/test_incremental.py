@@ -119,7 +119,7 @@ def test_removals_computed_together_give_what_each_gives_alone():
         alone = torch.cat([one.gaps([group]) for group in graph.groups])
         for together in (2, 5, len(graph.groups)):
             groups = [graph.groups[i : i + together] for i in range(0, len(graph.groups), together)]
-            torch.testing.assert_close(torch.cat([one.gaps(some) for some in groups]), alone, rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(torch.cat([one.gaps(some) for some in groups]), alone, rtol=1e-5, atol=1e-8)
     assert not one._nodes, "the record of a frame must not outlive it"
 
 
