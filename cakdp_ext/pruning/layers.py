@@ -142,12 +142,13 @@ def without_channels(module: nn.Module, value: Any, channels: Tensor) -> Any:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Hold a network in eval mode without gradients, then give every module its own mode back.
 
-    Gradients are off by ``no_grad``, not by inference mode: what a network caches on the way stays fit for training.
+    Gradients are off by ``no_grad``, not by inference mode, which a caller may be in: what a network caches on the way
+    stays fit for training.
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             yield
     finally:
         for module, mode in modes.items():

@@ -18,7 +18,15 @@ from torch import nn
 from torch.nn import functional
 
 from cakdp_ext.pruning import PLAIN_SCORING, FrameGaps, trace_channels
-from cakdp_ext.pruning.incremental import IncrementalReplay, NotUnderstoodError, outputs, recording, sites, tables
+from cakdp_ext.pruning.incremental import (
+    IncrementalReplay,
+    NotUnderstoodError,
+    outputs,
+    product,
+    recording,
+    sites,
+    tables,
+)
 from cakdp_ext.pruning.incremental.sites import Sites
 from cakdp_ext.types import Batch
 
@@ -189,6 +197,23 @@ def test_products_are_not_rounded_to_half_of_float32():
     FrameGaps(model, watched, graph).measure(batch, [0])
     assert seen == {(False, False)}
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="PyTorch without oneDNN")
+def test_kernels_are_compiled_for_few_numbers_of_rows(monkeypatch):
+    weight, given, multiply = torch.randn(3, 4), set(), torch.ops.mkldnn._linear_pointwise
+
+    class Watched:
+        def _linear_pointwise(self, rows, *rest):
+            given.add(len(rows))
+            return multiply(rows, *rest)
+
+    matrix = product._Matrix(weight)
+    monkeypatch.setattr(torch.ops, "mkldnn", Watched())
+    for count in (1, 7, 255, 256, 257, 300, 700):
+        rows = torch.randn(count, 4)
+        torch.testing.assert_close(matrix(rows), rows @ weight.t())
+    assert given == {256, 512, 768}
 
 
 @pytest.mark.parametrize("hashes", [True, False], ids=["by hash", "when all hashes collide"])

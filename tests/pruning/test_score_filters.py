@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -109,6 +110,16 @@ def test_in_place_sums_do_not_spoil_what_is_replayed(toy):
     want = score_filters(model, [voxel_batch(1)], predict, graph)
     got = score_filters(careless, [voxel_batch(1)], predict, graph)
     assert_scores(got, want.values, tolerance=1e-7)
+
+
+@pytest.mark.parametrize("method", ["exact", "plain"])
+def test_a_caller_may_be_in_inference_mode(toy, method):
+    model, graph = toy
+    want = FrameGaps(model, predict, graph, method=method).measure(voxel_batch(1))
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.filterwarnings("error", message="filters are scored by repeating")
+        got = FrameGaps(model, predict, graph, method=method).measure(voxel_batch(1))
+    np.testing.assert_array_equal(got, want)
 
 
 def test_inverse_convolution_network():

@@ -13,6 +13,8 @@ from cakdp_ext.pruning.incremental.delta import Delta, rows_of, split
 
 BLOCK = {"cpu": 1024, "cuda": 65536}
 """Output rows that are computed together."""
+_ROUNDED_TO = 256
+"""Rows are filled up to a multiple of this: for every number of rows oneDNN compiles a kernel and keeps it."""
 _MAX_PHASES = 16
 
 RowsDo = Callable[[Tensor, Tensor], Tensor]
@@ -108,5 +110,6 @@ class _Matrix:
     def __call__(self, rows: Tensor) -> Tensor:
         """Give ``(n, C_out)``."""
         if self._has_onednn and len(rows) and rows.shape[1]:
-            return torch.ops.mkldnn._linear_pointwise(rows, self.weight, None, "none", [], "")
+            filled = functional.pad(rows, (0, 0, 0, -len(rows) % _ROUNDED_TO))
+            return torch.ops.mkldnn._linear_pointwise(filled, self.weight, None, "none", [], "")[: len(rows)]
         return functional.linear(rows, self.weight)
