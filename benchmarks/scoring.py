@@ -4,8 +4,8 @@ After ``make demo``: ``python benchmarks/scoring.py``. After ``make real``, at f
 ``python benchmarks/scoring.py --cfg cfgs/kitti/few_frames/second_cakdp.yaml --frames 5 --plain_share 0.01``
 
 "Plain" runs the whole network up to the class logits for every filter: no boxes, no NMS. A share of the filters, spread
-evenly over all layers, is timed, some of them on every frame, right before the exact way on that frame; the rest is taken
-to cost as much.
+evenly over all layers, is timed, some of them on every frame, right before the exact way on that frame; the rest is
+taken to cost as much.
 """
 
 from __future__ import annotations
