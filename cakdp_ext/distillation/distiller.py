@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from cakdp_ext.contract import EncodedScene, OneStageStudent, Teacher
 from cakdp_ext.distillation.config import DistillConfig
 from cakdp_ext.distillation.methods import DistillMethod, DistillOutput, Lesson, find_method
 from cakdp_ext.distillation.teacher import FrozenTeacher, SecondStage
+from cakdp_ext.example_frame import example_frame
 from cakdp_ext.taps import Taps
 from cakdp_ext.types import Batch, LidarGeometry, PredictionSites, Role, Roles
 
@@ -126,7 +126,7 @@ class Distiller(nn.Module):
                 f"{', '.join(self.each)} must see what {type(student).__name__} computes before the training; give it "
                 "sites and encode, as cakdp_ext.types.Teacher has them, and geometry"
             )
-        frame = made_up_frame(geometry, device)
+        frame = example_frame(geometry, device)
         with torch.no_grad(), evaluating(student):
             ours, theirs = student.encode(frame, self.shown).taps, self.teacher.encode(frame, self.shown).taps
         for method in self.each.values():
@@ -193,28 +193,3 @@ def evaluating(module: object) -> Iterator[None]:
     finally:
         for part, mode in modes.items():
             part.training = mode
-
-
-def made_up_frame(geometry: LidarGeometry, device: torch.device) -> Batch:
-    """Make a frame with a few voxels, of one point each, in the middle of the range.
-
-    Args:
-        geometry: range, voxels and features of a point.
-        device: where it lies.
-    """
-    spans = [range(max(size // 2 - 2, 0), min(size // 2 + 2, size)) for size in reversed(geometry.grid_size)]
-    zyx = torch.tensor(list(product(*spans)))
-    low, size = torch.tensor(geometry.point_cloud_range[:3]), torch.tensor(geometry.voxel_size)
-    points = torch.zeros(len(zyx), geometry.num_point_features)
-    points[:, :3] = low + (zyx.flip(1) + 0.5) * size
-    frame = Batch(
-        batch_size=1,
-        voxels=points[:, None],
-        voxel_coords=torch.cat([torch.zeros(len(zyx), 1), zyx], dim=1).int(),
-        voxel_num_points=torch.ones(len(zyx), dtype=torch.int32),
-        gt_boxes=torch.zeros(1, 0, 7),
-        gt_labels=torch.zeros(1, 0, dtype=torch.int64),
-        frame_ids=("made up",),
-        points=torch.cat([torch.zeros(len(zyx), 1), points], dim=1),
-    )
-    return frame.to(device)

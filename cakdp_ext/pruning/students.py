@@ -5,38 +5,17 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from cakdp_ext.checkpoint import find_checkpoint, load_weights, read_checkpoint
 from cakdp_ext.config import ConfigError
+from cakdp_ext.example_frame import example_frame
 from cakdp_ext.pruning.graph import ChannelGraph, trace_channels
 from cakdp_ext.pruning.settings import PruningConfig
 from cakdp_ext.pruning.surgery import apply_plan_
 from cakdp_ext.types import Batch, LidarGeometry, PruningPlan
 
 _IOU_BRANCH = re.compile(r"dense_head\.(conv_iou|heads_list\.\d+\.iou)\.")
-
-
-def example_batch(geometry: LidarGeometry, device: torch.device | str = "cpu") -> Batch:
-    """Make one small frame of scattered voxels that reaches every layer of a detector, for tracing channels."""
-    generator = torch.Generator().manual_seed(0)
-    size = torch.tensor(geometry.grid_size[::-1])
-    coords = (torch.rand(64, 3, generator=generator) * size).long().unique(dim=0)
-    voxels = torch.rand(len(coords), 1, geometry.num_point_features, generator=generator)
-    centers = torch.tensor(geometry.point_cloud_range[:3]) + (coords.flip(1) + 0.5) * torch.tensor(geometry.voxel_size)
-    frame = torch.zeros(len(coords), 1)
-    batch = Batch(
-        batch_size=1,
-        voxels=voxels,
-        voxel_coords=torch.cat([frame, coords], dim=1).int(),
-        voxel_num_points=torch.ones(len(coords), dtype=torch.int32),
-        gt_boxes=torch.zeros(1, 0, 7),
-        gt_labels=torch.zeros(1, 0, dtype=torch.long),
-        frame_ids=("example",),
-        points=torch.cat([frame, centers, voxels[:, 0, 3:]], dim=1),  # for networks that sort them themselves
-    )
-    return batch.to(device)
 
 
 def class_logits(model: Any, batch: Batch) -> Tensor:
@@ -46,7 +25,7 @@ def class_logits(model: Any, batch: Batch) -> Tensor:
 
 def channel_graph(model: nn.Module, geometry: LidarGeometry) -> ChannelGraph:
     """Discover which filter feeds what in a detector."""
-    batch = example_batch(geometry, next(model.parameters()).device)
+    batch = example_frame(geometry, next(model.parameters()).device)
     return trace_channels(model, lambda network: class_logits(network, batch))
 
 

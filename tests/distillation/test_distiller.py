@@ -16,8 +16,8 @@ from cakdp_ext.distillation import (
     register_method,
 )
 from cakdp_ext.distillation import methods as methods_module
-from cakdp_ext.distillation.distiller import made_up_frame
 from cakdp_ext.engine.step import TrainingStep
+from cakdp_ext.example_frame import example_frame
 from cakdp_ext.taps import BevFeatures, Taps
 from cakdp_ext.types import DensePredictions, LidarGeometry, Role
 
@@ -83,7 +83,7 @@ def test_a_projector_is_trained_with_the_student_and_the_teacher_sees_what_is_as
         "distiller.methods.Hint.projector.mix.bias",
     ]
     assert names[:2] == ["student.layer.weight", "student.layer.bias"]
-    losses = step(made_up_frame(GEOMETRY, torch.device("cpu")))
+    losses = step(example_frame(GEOMETRY, torch.device("cpu")))
     assert set(losses) == {"task", "distill_loss"}
     losses["distill_loss"].backward()
     assert all(parameter.grad is not None for parameter in step.distiller.parameters())
@@ -124,11 +124,11 @@ def test_a_student_that_does_not_show_what_is_asked_for_is_refused(networks, mak
         TrainingStep(Silent(), FrozenTeacher(networks[1]), make_config(method="Hint"))
     boxes = TrainingStep(Silent(), FrozenTeacher(networks[1]), make_config(method="VanillaKD", box_weight=1.0))
     with pytest.raises(ConfigError, match="Silent gives no boxes in training, which VanillaKD asks for"):
-        boxes(made_up_frame(GEOMETRY, torch.device("cpu")))
+        boxes(example_frame(GEOMETRY, torch.device("cpu")))
 
 
 def test_what_was_not_asked_for_is_not_there(networks):
-    shown = networks[0].shown(made_up_frame(GEOMETRY, torch.device("cpu")), frozenset({Role.BEV}))
+    shown = networks[0].shown(example_frame(GEOMETRY, torch.device("cpu")), frozenset({Role.BEV}))
     for name in ("voxels", "sparse", "dense", "boxes"):
         with pytest.raises(LookupError, match=rf"Role.{name.upper()} was not asked for; name it in the method's taps"):
             getattr(shown, name)
@@ -160,12 +160,3 @@ def test_what_fits_is_left_alone():
     assert not list(MapProjector(maps, maps).parameters())
     assert RowProjector(rows, torch.zeros(2, 5))(rows).shape == (7, 5)
     assert len(list(MapProjector(maps, torch.zeros(1, 3, 2, 2)).parameters())) == 2
-
-
-def test_the_made_up_frame_lies_in_the_middle_of_the_range():
-    frame = made_up_frame(GEOMETRY, torch.device("cpu"))
-    cells = ((frame.points[:, 1:4] - torch.tensor([0, -4, -3])) / 0.5).floor().int()
-    assert torch.equal(cells.flip(1), frame.voxel_coords[:, 1:])
-    assert torch.equal(frame.points[:, 1:], frame.voxels[:, 0])
-    assert frame.voxel_coords[:, 1:].float().mean(dim=0).tolist() == [3.5, 7.5, 7.5]
-    assert len(frame.voxel_coords.unique(dim=0)) == 64

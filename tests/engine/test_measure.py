@@ -24,7 +24,6 @@ from cakdp_ext.pruning import (
     class_logits,
     count_macs,
     count_parameters,
-    example_batch,
     masked,
     plan_to_dict,
     save_plan,
@@ -139,15 +138,6 @@ def test_cost_of_no_frame_is_refused(student):
 def test_cost_frames_are_spread_over_the_split(frames, count, expected):
     names = [batch.frame_ids for batch in cost_frames(frames, CPU, count)]
     assert names == [(frames.frame_ids[i],) for i in expected]
-
-
-def test_example_reaches_every_layer_and_leaves_the_random_numbers_alone(frames):
-    state = torch.get_rng_state()
-    batch = example_batch(frames.geometry)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert len(batch.voxels) == len(batch.voxel_coords) == len(batch.voxel_coords.unique(dim=0))
-    size = torch.tensor(frames.geometry.grid_size[::-1])
-    assert (batch.voxel_coords[:, 1:] < size).all()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import nn
 
 from cakdp_ext.config import load_config
 from cakdp_ext.detectors import build_detector
-from cakdp_ext.pruning import example_batch, model_fingerprint, trace_channels
+from cakdp_ext.pruning import model_fingerprint, trace_channels
 from cakdp_ext.pruning.tracing import UNKNOWN, CodeBook
 from cakdp_ext.types import LidarGeometry
 
@@ -262,15 +262,6 @@ def test_second_has_the_papers_26_layers_and_3456_filters_in_the_released_order(
 def test_predict_is_enough_to_trace():
     batch = voxel_batch()
     assert trace_channels(SparseDense(), lambda network: predict(network, batch)).num_filters == 32
-
-
-def test_points_of_the_example_lie_in_its_voxels():
-    geometry = LidarGeometry((0, -6.4, -3, 12.8, 6.4, 1), (0.2, 0.2, 0.1), num_point_features=5)
-    batch = example_batch(geometry)
-    low, size = torch.tensor(geometry.point_cloud_range[:3]), torch.tensor(geometry.voxel_size)
-    assert torch.equal(((batch.points[:, 1:4] - low) / size).floor().int().flip(1), batch.voxel_coords[:, 1:])
-    assert batch.points.shape == (len(batch.voxels), 6)
-    assert torch.equal(batch.points[:, 0].int(), batch.voxel_coords[:, 0])
 
 
 @pytest.mark.parametrize(("value", "join"), [(1.0, torch.mul), (0.0, torch.add)])

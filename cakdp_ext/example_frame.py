@@ -1,0 +1,34 @@
+"""What does a detector see when nobody has shown it anything? One small frame, to find out how it is built."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+
+from cakdp_ext.types import Batch, LidarGeometry
+
+
+def example_frame(geometry: LidarGeometry, device: torch.device | str = "cpu") -> Batch:
+    """Make a frame with a few voxels, of one point each, in the middle of the range, where they reach every layer.
+
+    Args:
+        geometry: range, voxels and features of a point.
+        device: where it lies.
+    """
+    spans = [range(max(size // 2 - 2, 0), min(size // 2 + 2, size)) for size in reversed(geometry.grid_size)]
+    zyx = torch.tensor(list(product(*spans)))
+    low, size = torch.tensor(geometry.point_cloud_range[:3]), torch.tensor(geometry.voxel_size)
+    points = torch.zeros(len(zyx), geometry.num_point_features)
+    points[:, :3] = low + (zyx.flip(1) + 0.5) * size
+    frame = Batch(
+        batch_size=1,
+        voxels=points[:, None],
+        voxel_coords=torch.cat([torch.zeros(len(zyx), 1), zyx], dim=1).int(),
+        voxel_num_points=torch.ones(len(zyx), dtype=torch.int32),
+        gt_boxes=torch.zeros(1, 0, 7),
+        gt_labels=torch.zeros(1, 0, dtype=torch.int64),
+        frame_ids=("example",),
+        points=torch.cat([torch.zeros(len(zyx), 1), points], dim=1),
+    )
+    return frame.to(device)
