@@ -110,6 +110,7 @@ class _Matrix:
     def __call__(self, rows: Tensor) -> Tensor:
         """Give ``(n, C_out)``."""
         if self._has_onednn and len(rows) and rows.shape[1]:
-            filled = functional.pad(rows, (0, 0, 0, -len(rows) % _ROUNDED_TO))
+            lacks = -len(rows) % _ROUNDED_TO
+            filled = functional.pad(rows, (0, 0, 0, lacks)) if lacks else rows
             return torch.ops.mkldnn._linear_pointwise(filled, self.weight, None, "none", [], "")[: len(rows)]
         return functional.linear(rows, self.weight)
