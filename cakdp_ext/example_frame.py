@@ -10,14 +10,16 @@ from cakdp_ext.types import Batch, LidarGeometry
 
 
 def example_frame(geometry: LidarGeometry, device: torch.device | str = "cpu") -> Batch:
-    """Make a frame with a few voxels, of one point each, in the middle of the range, where they reach every layer.
+    """Make a frame with some columns of voxels in the middle of the range, of one point each.
+
+    They fill the whole height, so that every layer sees something, however it puts heights into channels.
 
     Args:
         geometry: range, voxels and features of a point.
         device: where it lies.
     """
-    spans = [range(max(size // 2 - 2, 0), min(size // 2 + 2, size)) for size in reversed(geometry.grid_size)]
-    zyx = torch.tensor(list(product(*spans)))
+    across = (range(max(size // 2 - 2, 0), min(size // 2 + 2, size)) for size in geometry.grid_size[1::-1])
+    zyx = torch.tensor(list(product(range(geometry.grid_size[2]), *across)))
     low, size = torch.tensor(geometry.point_cloud_range[:3]), torch.tensor(geometry.voxel_size)
     points = torch.zeros(len(zyx), geometry.num_point_features)
     points[:, :3] = low + (zyx.flip(1) + 0.5) * size
