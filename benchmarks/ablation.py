@@ -187,27 +187,31 @@ def train_teacher(args, place):
 
 def train(args, training, seed, teacher, place):
     """Cut, train and test unless that stands; give the classes' APs."""
-    stem, changes = TRAININGS[training]
+    changes = TRAININGS[training][1]
     run, scores = run_of(args, training, seed), scores_file(args)
     if needs_teacher(training):
         changes = ["MODEL.DISTILL.TEACHER.CKPT", teacher, *changes]
     if training == "random_set":
         scores = drawn_scores(scores, run.path / "drawn.npz", seed, place)
-    config = load_config(f"cfgs/{args.folder}/{stem}.yaml", ["MODEL.PRUNING.SCORES", scores, *changes])
+    config = load_config(yaml_of(args, training), ["MODEL.PRUNING.SCORES", scores, *changes])
     with logging_to(run.path, "train", place.is_main):
         ensure_plan(config, run, place, 1)
         barrier()
         return moderate(run_trial(config, run, place, TrainRequest(4, args.epochs, num_workers=1, seed=seed)))
 
 
+def yaml_of(args, training):
+    return f"cfgs/{args.folder}/{TRAININGS[training][0]}.yaml"
+
+
 def run_of(args, training, seed):
-    return RunFolder.of(f"cfgs/{args.folder}/{TRAININGS[training][0]}.yaml", f"{training}_seed{seed}")
+    return RunFolder.of(yaml_of(args, training), f"{training}_seed{seed}")
 
 
 def cost(args, training, seed):
     """Count millions of parameters, and billions of multiply-accumulates of a mean frame, up to the detections."""
     run = run_of(args, training, seed)
-    config = load_config(f"cfgs/{args.folder}/{TRAININGS[training][0]}.yaml", TRAININGS[training][1])
+    config = load_config(yaml_of(args, training), TRAININGS[training][1])
     dataset = build_split(config, str(config.DATA_CONFIG.DATA_SPLIT["test"]))
     model = restore_student(config, dataset.geometry, run.checkpoints()[-1]).model.eval()
     macs = [count_macs(lambda net, frame=frame: net(frame), model).total for frame in cost_frames(dataset, CPU)]

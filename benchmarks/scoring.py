@@ -1,7 +1,7 @@
 """What do filter scores cost? The plain definition of Eq. 4, the exact short cut and the race, side by side.
 
 After ``make demo``: ``python benchmarks/scoring.py``. After ``make real``, at full size on real frames:
-``python benchmarks/scoring.py --cfg cfgs/kitti/few_frames/second_cakdp.yaml --frames 5 --plain_share 0.01``
+``python benchmarks/scoring.py --cfg cfgs/kitti/few_frames/second_cakdp.yaml --frames 2 --plain_share 0.01 --ratios``
 
 "Plain" runs the whole network up to the class logits for every filter: no boxes, no NMS. A share of the filters, spread
 evenly over all layers, is timed, some of them on every frame, right before the exact way on that frame; the rest is

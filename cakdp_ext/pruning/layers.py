@@ -49,10 +49,14 @@ def is_per_channel(module: nn.Module) -> bool:
     return is_norm(module) or (isinstance(module, nn.PReLU) and module.num_parameters > 1)
 
 
+def is_understood(module: nn.Module) -> bool:
+    """Tell whether it is known what a module does to channels: it makes them, or treats each for itself."""
+    return is_convolution(module) or is_per_channel(module) or is_pointwise(module)
+
+
 def is_mixing(module: nn.Module) -> bool:
     """Tell whether a module without children may blend channels in a way that surgery does not know."""
-    is_known = is_convolution(module) or is_per_channel(module) or is_pointwise(module)
-    if is_known or next(module.children(), None) is not None:
+    if is_understood(module) or next(module.children(), None) is not None:
         return False
     return isinstance(module, _MIXING) or next(module.parameters(recurse=False), None) is not None
 
@@ -162,7 +166,7 @@ def drawn_free_parameters(model: nn.Module) -> Iterator[None]:
     What becomes of a channel must not hang on what they happen to be: a scale of 1 lets it pass, one of 1.1 does not.
     """
     generator = torch.Generator().manual_seed(0)
-    owners = [m for m in model.modules() if not (is_convolution(m) or is_per_channel(m) or is_pointwise(m))]
+    owners = [module for module in model.modules() if not is_understood(module)]
     free = {parameter for module in owners for parameter in module.parameters(recurse=False)}
     before = {parameter: parameter.data for parameter in free}
     try:

@@ -11,10 +11,8 @@ from torch import Tensor, nn
 
 from cakdp_ext.pruning.layers import (
     evaluating,
-    is_convolution,
-    is_per_channel,
-    is_pointwise,
     is_tensor_like,
+    is_understood,
     out_of_place,
     replaced_forwards,
     values_of,
@@ -156,9 +154,8 @@ class SuffixReplay:
 
 
 def _is_replayable(module: nn.Module) -> bool:
-    is_known = is_convolution(module) or is_per_channel(module) or is_pointwise(module)
     is_stock = type(module).__module__.startswith(("torch.nn.modules.", "spconv."))
-    return is_known or (is_stock and next(module.children(), None) is None)
+    return is_understood(module) or (is_stock and next(module.children(), None) is None)
 
 
 def _version(output: Any) -> int:
