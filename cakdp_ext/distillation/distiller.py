@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from cakdp_ext.contract import EncodedScene, OneStageStudent, Teacher
 from cakdp_ext.distillation.config import DistillConfig
 from cakdp_ext.distillation.methods import DistillMethod, DistillOutput, Lesson, find_method
 from cakdp_ext.distillation.teacher import FrozenTeacher, SecondStage
-from cakdp_ext.example_frame import example_frame
+from cakdp_ext.looking import evaluating, example_frame
 from cakdp_ext.taps import Taps
 from cakdp_ext.types import Batch, LidarGeometry, PredictionSites, Role, Roles
 
@@ -127,7 +126,7 @@ class Distiller(nn.Module):
                 "sites and encode, as cakdp_ext.types.Teacher has them, and geometry"
             )
         frame = example_frame(geometry, device)
-        with torch.no_grad(), evaluating(student):
+        with evaluating(student):
             ours, theirs = student.encode(frame, self.shown).taps, self.teacher.encode(frame, self.shown).taps
         for method in self.each.values():
             method.adapt(ours, theirs)
@@ -178,18 +177,3 @@ class Distiller(nn.Module):
         is_one = len(weighted) == 1
         losses = {"distill_loss" if is_one else f"distill_loss_{name}": loss for name, loss in weighted.items()}
         return Taught(losses, torch.stack(counts).sum(dim=0) if counts else None)
-
-
-@contextmanager
-def evaluating(module: object) -> Iterator[None]:
-    """Put a network into eval mode while the block runs."""
-    if not isinstance(module, nn.Module):
-        yield
-        return
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode

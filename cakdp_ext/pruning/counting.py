@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cakdp_ext.looking import evaluating
 from cakdp_ext.pruning.layers import (
-    evaluating,
     is_convolution,
     is_norm,
     is_sparse_conv,

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cakdp_ext.looking import evaluating
 from cakdp_ext.pruning.graph import ChannelGraph, Filter
 from cakdp_ext.pruning.incremental import IncrementalReplay, NotUnderstoodError
-from cakdp_ext.pruning.layers import evaluating, replaced_forwards, without_channels
+from cakdp_ext.pruning.layers import replaced_forwards, without_channels
 from cakdp_ext.pruning.replay import Absence, SuffixReplay
 from cakdp_ext.pruning.rulebooks import RulebookMemory
 from cakdp_ext.types import Batch

@@ -143,23 +143,6 @@ def without_channels(module: nn.Module, value: Any, channels: Tensor) -> Any:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Hold a network in eval mode without gradients, then give every module its own mode back.
-
-    Gradients are off by ``no_grad``, not by inference mode, which a caller may be in: what a network caches on the way
-    stays fit for training.
-    """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.inference_mode(False), torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@contextmanager
 def drawn_free_parameters(model: nn.Module) -> Iterator[None]:
     """Give random values to parameters that a network's own code applies, then put everything back.
 

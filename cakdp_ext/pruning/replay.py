@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
+from cakdp_ext.looking import evaluating
 from cakdp_ext.pruning.layers import (
-    evaluating,
     is_tensor_like,
     is_understood,
     out_of_place,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cakdp_ext.checkpoint import find_checkpoint, load_weights, read_checkpoint
 from cakdp_ext.config import ConfigError
-from cakdp_ext.example_frame import example_frame
+from cakdp_ext.looking import example_frame
 from cakdp_ext.pruning.graph import ChannelGraph, trace_channels
 from cakdp_ext.pruning.settings import PruningConfig
 from cakdp_ext.pruning.surgery import apply_plan_

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cakdp_ext.looking import evaluating
 from cakdp_ext.pruning.layers import (
     channel_axis,
     drawn_free_parameters,
-    evaluating,
     is_convolution,
     is_mixing,
     is_per_channel,

@@ -17,7 +17,7 @@ from cakdp_ext.distillation import (
 )
 from cakdp_ext.distillation import methods as methods_module
 from cakdp_ext.engine.step import TrainingStep
-from cakdp_ext.example_frame import example_frame
+from cakdp_ext.looking import example_frame
 from cakdp_ext.taps import BevFeatures, Taps
 from cakdp_ext.types import DensePredictions, LidarGeometry, Role
 

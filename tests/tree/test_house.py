@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYER = {
     "types": 0, "config": 0, "files": 0, "pickles": 0, "center_maps": 0, "voxel_rows": 0, "voxel_norm": 0,
     "cpu_memory": 0, "held_out": 1, "waymo_layout": 1, "checkpoint": 1, "own_modules": 1, "spconv_on_cpu": 1, "ops": 1,
-    "taps": 1, "contract": 1, "example_frame": 1,
+    "taps": 1, "contract": 1, "looking": 1,
     "distillation": 2, "pruning": 2, "refinement": 2,
     "detectors": 3, "datasets": 3, "evaluation": 3, "openpcdet": 3, "engine": 4,
 }  # fmt: skip

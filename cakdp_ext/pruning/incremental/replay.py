@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from cakdp_ext.looking import evaluating
 from cakdp_ext.pruning.graph import ChannelGraph, Filter
 from cakdp_ext.pruning.incremental.delta import Delta
 from cakdp_ext.pruning.incremental.nodes import Convolution, Node, Opaque, Removals, Rowwise
@@ -16,7 +17,6 @@ from cakdp_ext.pruning.incremental.outputs import Output
 from cakdp_ext.pruning.incremental.recording import Recorder
 from cakdp_ext.pruning.incremental.tables import NotUnderstoodError
 from cakdp_ext.pruning.incremental.witness import Change, Witness, agree
-from cakdp_ext.pruning.layers import evaluating
 
 _ROWS_TOGETHER = {"cpu": 2**16, "cuda": 2**20}
 _MOST_TOGETHER = 256

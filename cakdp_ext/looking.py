@@ -1,10 +1,13 @@
-"""What does a detector see when nobody has shown it anything? One small frame, to find out how it is built."""
+"""How is a network looked at? With a frame of no data set, in eval mode, and left as it was."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 
 import torch
+from torch import nn
 
 from cakdp_ext.types import Batch, LidarGeometry
 
@@ -34,3 +37,21 @@ def example_frame(geometry: LidarGeometry, device: torch.device | str = "cpu") -
         points=torch.cat([torch.zeros(len(zyx), 1), points], dim=1),
     )
     return frame.to(device)
+
+
+@contextmanager
+def evaluating(model: object) -> Iterator[None]:
+    """Hold a network in eval mode without gradients, then give every module its own mode back.
+
+    What is no ``nn.Module`` has no mode. Gradients are off by ``no_grad``, not by inference mode, which a caller may be
+    in: what a network caches on the way stays fit for training.
+    """
+    modes = {module: module.training for module in model.modules()} if isinstance(model, nn.Module) else {}
+    for module in modes:
+        module.training = False
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
