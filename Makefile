@@ -1,6 +1,6 @@
 # make demo: the whole pipeline on generated scenes. make test: the tests. Both set up what they need.
 PYTHON ?= python3
-VENV ?= $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),$(CURDIR)/.venv)
+VENV ?= $(CURDIR)/.venv
 RUN := $(VENV)/bin
 READY := $(VENV)/.cakdp_ready
 KITTI ?= data/kitti
@@ -9,6 +9,7 @@ ARCHS ?= $(filter 75 80 86 89 90 120,$(subst sm_,,$(shell nvcc --list-gpu-code 2
 
 .PHONY: help setup test test-cuda-on-cpu kernels lint demo study real pairs clean
 help:
+	@echo "All of it runs in VENV=$(VENV)"
 	@echo "make demo   set up, then compress a detector on generated scenes; report in output/synthetic/second_cakdp"
 	@echo "make test   set up, then run the tests"
 	@echo "make test-cuda-on-cpu   run the tests of the ops on the CUDA kernels, compiled for this processor"

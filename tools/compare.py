@@ -54,8 +54,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def asked_for(args: argparse.Namespace, config: EasyDict) -> ComparisonRequest:
     """Read methods and seeds."""
     methods = list(map(method_of, args.methods or [])) or [(config.MODEL.get("DISTILL") or {}).get("METHOD", "SKD")]
-    usual = (THEIR_SEED,) if engine_name() == OPENPCDET else (0, 1, 2)
-    return ComparisonRequest(tuple(methods), tuple(args.seeds or usual), args.cost_steps)
+    theirs = engine_name() == OPENPCDET
+    seeds = tuple(args.seeds or ((THEIR_SEED,) if theirs else (0, 1, 2)))
+    if theirs and seeds != (THEIR_SEED,):
+        raise ConfigError(
+            f"OpenPCDet's scripts know one seed, {THEIR_SEED}; leave --seeds out or set CAKDP_ENGINE=builtin"
+        )
+    return ComparisonRequest(tuple(methods), seeds, args.cost_steps)
 
 
 def method_of(word: str) -> Any:

@@ -2,7 +2,7 @@
 # The whole pipeline on generated scenes; run it again and it goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export PYTHON=${PYTHON:-python} PYTHONUNBUFFERED=1
+export PYTHON=${PYTHON:-python} PYTHONUNBUFFERED=1 CAKDP_ENGINE=builtin
 flags=(--batch_size 4 --workers 1 --device cpu)   # two processes with a thread each, four frames a step together
 stage() { printf '\n\033[1m[%s] %s\033[0m\n' "$(date +%H:%M:%S)" "$1"; }
 

@@ -123,8 +123,8 @@ def require_openpcdet(root: Path) -> None:
         register()
     except ImportError as error:
         raise ConfigError(
-            f"OpenPCDet at {root} cannot be imported ({error}); build it there (python setup.py develop) and install "
-            f"what it needs; without a GPU, {cure}"
+            f"OpenPCDet at {root} cannot be imported ({error}); build it (pip install --no-build-isolation -e {root}) "
+            f"and install what it needs; without a GPU, {cure}"
         ) from error
     if not torch.cuda.is_available() and not _runs_on_cpu():
         raise ConfigError(f"OpenPCDet needs CUDA, and PyTorch {torch.__version__} sees no device; {cure}")

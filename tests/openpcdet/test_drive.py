@@ -110,6 +110,13 @@ def test_configuration_and_output_may_lie_anywhere(command, place, tmp_path_fact
     assert (output / "kitti" / "net" / "default" / "ckpt" / "checkpoint_epoch_2.pth").is_file()
 
 
+def test_a_comparison_over_seeds_that_openpcdet_does_not_know_ends_before_anything_is_done(command, place):
+    code, said = command("compare", "--seeds", "0", "666")
+    assert code == 2
+    assert "OpenPCDet's scripts know one seed, 666; leave --seeds out or set CAKDP_ENGINE=builtin" in said
+    assert not (place / "output").exists()
+
+
 def test_a_killed_training_goes_on(command, place):
     ckpt = place / "output" / "kitti" / "net" / "default" / "ckpt"
     assert command("train")[0] == 0
