@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cakdp_ext.engine.measure import Cost
+from cakdp_ext.engine.png import png
 from cakdp_ext.pruning import criterion_of
 from cakdp_ext.types import PruningPlan
 
@@ -87,11 +86,3 @@ def plan_png(plan: PruningPlan, title: str) -> bytes:
     axis.set_title(title, fontsize=11, loc="left")
     figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=9)
     return png(figure)
-
-
-def png(figure: Figure) -> bytes:
-    """Draw a figure into a PNG file."""
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white")
-    return buffer.getvalue()

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from cakdp_ext.engine.cut import Cuts
-from cakdp_ext.engine.plan_view import aligned, png
+from cakdp_ext.engine.plan_view import aligned
+from cakdp_ext.engine.png import png
 from cakdp_ext.engine.runs import LOG
 from cakdp_ext.pruning import require_ratio
 

@@ -82,8 +82,10 @@ def test_rows_hold_means_and_spreads_of_the_tests(done, rows):
             for metrics in found
         ]
         assert rows[label]["ap_spread"]["mean"] == pytest.approx(statistics.stdev(means))
+        assert rows[label]["mean_ap_of_seeds"] == pytest.approx(means)
     assert AP in rows["teacher"]["ap"]
     assert rows["teacher"]["ap_spread"] == {}
+    assert rows["teacher"]["mean_ap_of_seeds"] == []
 
 
 def test_costs_are_those_of_the_networks(rows):
@@ -113,6 +115,7 @@ def test_the_report_and_the_log_name_every_row(done):
         assert label in said
     assert "±" in page
     assert "mean of each seed: " in page
+    assert "Mean AP of each training" in page
 
 
 def test_a_second_call_makes_nothing_again_and_another_seed_only_itself(compressed, done):

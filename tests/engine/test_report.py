@@ -12,6 +12,7 @@ from cakdp_ext import ops
 from cakdp_ext.engine.report import Birdview, BirdviewPanel, Report, ReportRow, console_table, render_report, to_dict
 from cakdp_ext.engine.report.figures import headlines
 from cakdp_ext.engine.report.pictures import birdview_png, box_lines, color_of
+from cakdp_ext.engine.report.seeds import seeds_png
 
 CLASSES = ("Car", "Pedestrian")
 VOID = {"meta", "img", "br", "link"}
@@ -219,6 +220,32 @@ def test_panels_stand_side_by_side(view):
 
 def test_a_class_without_a_name_is_drawn_all_the_same(view):
     assert Image.open(io.BytesIO(birdview_png(view, ()))).format == "PNG"
+
+
+def green_spots(rows, reference=""):
+    """How many points of seeds lie beside each other in each row of the picture."""
+    pixels = np.asarray(Image.open(io.BytesIO(seeds_png(rows, reference))).convert("RGB")).astype(int)
+    green = (pixels[..., 1] - pixels[..., 0]) > 60
+    starts = green[:, 1:] & ~green[:, :-1]
+    lines = np.flatnonzero(starts.any(axis=1))
+    rows_of_spots = np.split(lines, np.flatnonzero(np.diff(lines) > 1) + 1)
+    return [int(starts[group].sum(axis=1).max()) for group in rows_of_spots if len(group)]
+
+
+def test_every_training_of_every_row_is_a_point():
+    rows = [
+        ReportRow("teacher"),
+        ReportRow("plain", mean_ap_of_seeds=(60.0, 61.0, 65.0)),
+        ReportRow("taught", mean_ap_of_seeds=(63.0, 70.0)),
+    ]
+    assert green_spots(rows, reference="plain") == [3, 2]
+    assert green_spots(rows, reference="teacher") == [3, 2]
+
+
+def test_the_picture_of_the_seeds_is_there_only_where_rows_have_several(rows, tmp_path):
+    several = [*rows, ReportRow("taught", mean_ap_of_seeds=(63.0, float("nan")))]
+    assert "Mean AP of each training" in render_report(Report("r", tuple(several)), tmp_path).read_text()
+    assert "Mean AP of each training" not in render_report(Report("r", tuple(rows)), tmp_path).read_text()
 
 
 def test_a_report_that_fails_leaves_the_old_one(report, tmp_path):

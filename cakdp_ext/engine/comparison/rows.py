@@ -119,7 +119,12 @@ class RowMaker:
         row = ReportRow(name, ap=shown_ap(values), config=scheme)
         if spreads:
             each = ", ".join(f"{mean:.2f}" for mean in means)
-            row = replace(row, ap_spread={**spreads, MEAN: spread(means)}, note=f"mean of each seed: {each}")
+            row = replace(
+                row,
+                ap_spread={**spreads, MEAN: spread(means)},
+                mean_ap_of_seeds=means,
+                note=f"mean of each seed: {each}",
+            )
         if cost is None:
             return row
         return replace(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ class ReportRow:
         note: a few words.
         config: how much of the network is left, and by what it was chosen.
         ap_spread: metric -> standard deviation over the trainings; empty for a single one.
+        mean_ap_of_seeds: mean of the headline's metrics, in percent, of each of several trainings.
         step_ms: time of a training step.
         step_memory_mb: while training.
     """
@@ -41,6 +42,7 @@ class ReportRow:
     note: str = ""
     config: str = ""
     ap_spread: Mapping[str, float] = field(default_factory=dict)
+    mean_ap_of_seeds: Sequence[float] = field(default_factory=list)
     step_ms: float | None = None
     step_memory_mb: float | None = None
 

@@ -12,6 +12,7 @@ from cakdp_ext import __version__
 from cakdp_ext.engine.report.content import Report, ReportRow
 from cakdp_ext.engine.report.figures import Column, all_metrics, ap_column, headline_metrics, headlines, main_columns
 from cakdp_ext.engine.report.pictures import birdview_png
+from cakdp_ext.engine.report.seeds import seeds_png
 from cakdp_ext.engine.report.style import STYLE
 
 CLASS_METRIC = re.compile(
@@ -31,6 +32,7 @@ def page(report: Report) -> str:
     parts = [
         _headlines(report),
         _comparison(report),
+        _seeds(report),
         _class_table(report.rows),
         _filters(report.filters_per_layer),
         _birdviews(report),
@@ -160,13 +162,24 @@ def _bar(name: str, kept: int, total: int) -> str:
 def _birdviews(report: Report) -> str:
     figures = []
     for view in report.birdviews:
-        data = base64.b64encode(birdview_png(view, report.class_names)).decode("ascii")
         caption = f"{view.title}: {len(view.points):,} points, {len(view.gt_boxes)} labelled objects"
-        figures.append(
-            f'<figure><figcaption>{escape(caption)}</figcaption><img alt="{escape(caption)}" '
-            f'src="data:image/png;base64,{data}"></figure>'
-        )
+        figures.append(_figure(caption, birdview_png(view, report.class_names)))
     return _section("Seen from above", "\n".join(figures))
+
+
+def _seeds(report: Report) -> str:
+    if not any(row.mean_ap_of_seeds for row in report.rows):
+        return ""
+    caption = "Mean AP of each training: rows whose points mingle are not told apart"
+    return _section("Seeds", _figure(caption, seeds_png(report.rows, report.reference)))
+
+
+def _figure(caption: str, png: bytes) -> str:
+    data = base64.b64encode(png).decode("ascii")
+    return (
+        f'<figure><figcaption>{escape(caption)}</figcaption><img alt="{escape(caption)}" '
+        f'src="data:image/png;base64,{data}"></figure>'
+    )
 
 
 def _pairs(values: Mapping[str, str]) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from cakdp_ext.engine.png import png
 from cakdp_ext.engine.report.content import Birdview, BirdviewPanel
 
 GROUND_TRUTH = "#1a9850"
@@ -39,16 +38,13 @@ def birdview_png(view: Birdview, class_names: Sequence[str]) -> bytes:
     width = 5.2
     height = float(np.clip(width * (x_max - x_min) / (y_max - y_min), 2.0, 7.0))
     figure = Figure(figsize=(width * len(panels), height + 0.7), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     for axis, panel in zip(axes, panels, strict=True):
         _draw_panel(axis, view, panel)
         axis.set(xlim=(y_max, y_min), ylim=(x_min, x_max), aspect="equal", xlabel="y, left [m]")
     axes[0].set_ylabel("x, front [m]")
     figure.legend(handles=_legend(panels, class_names), loc="outside lower center", ncols=8, frameon=False, fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white")
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _draw_panel(axis: Axes, view: Birdview, panel: BirdviewPanel) -> None:
