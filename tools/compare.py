@@ -19,7 +19,7 @@ from cakdp_ext.engine.choice import OPENPCDET, engine_name
 from cakdp_ext.engine.cli import add_loop_flags, command_parser, load_request, run_command
 from cakdp_ext.engine.comparison import Comparison, ComparisonRequest
 from cakdp_ext.engine.distributed import workers
-from cakdp_ext.engine.drive import THEIR_SEED
+from cakdp_ext.engine.drive import THEIR_SEED, require_their_seed
 from cakdp_ext.engine.report import console_table
 from cakdp_ext.engine.runs import logging_to
 from cakdp_ext.engine.train import TrainRequest
@@ -54,13 +54,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def asked_for(args: argparse.Namespace, config: EasyDict) -> ComparisonRequest:
     """Read methods and seeds."""
     methods = list(map(method_of, args.methods or [])) or [(config.MODEL.get("DISTILL") or {}).get("METHOD", "SKD")]
-    theirs = engine_name() == OPENPCDET
-    seeds = tuple(args.seeds or ((THEIR_SEED,) if theirs else (0, 1, 2)))
-    if theirs and seeds != (THEIR_SEED,):
-        raise ConfigError(
-            f"OpenPCDet's scripts know one seed, {THEIR_SEED}; leave --seeds out or set CAKDP_ENGINE=builtin"
-        )
-    return ComparisonRequest(tuple(methods), seeds, args.cost_steps)
+    if engine_name() == OPENPCDET:
+        seeds = args.seeds or [THEIR_SEED]
+        require_their_seed("--seeds", *seeds)
+    else:
+        seeds = args.seeds or [0, 1, 2]
+    return ComparisonRequest(tuple(methods), tuple(seeds), args.cost_steps)
 
 
 def method_of(word: str) -> Any:

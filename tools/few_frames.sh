@@ -3,7 +3,7 @@
 # real data where there is no GPU. It goes on where it stopped. usage: bash tools/few_frames.sh [FOLDER]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export CAKDP_ENGINE=builtin
+export CAKDP_ENGINE=${CAKDP_ENGINE:-builtin}
 python=${PYTHON:-python} folder=${1:-data/kitti}
 cfgs=cfgs/kitti/few_frames runs=output/kitti/few_frames
 train() { "$python" tools/train.py --workers 1 --use_amp --ckpt_save_interval 20 --num_epochs_to_eval 0 "$@"; }

@@ -83,8 +83,7 @@ def train_with_openpcdet(config: EasyDict, run: RunFolder, request: TrainRequest
     Raises:
         ConfigError, CheckpointError: as :func:`drive`, and for a seed that OpenPCDet cannot take.
     """
-    if request.seed != THEIR_SEED:
-        raise ConfigError(f"OpenPCDet's scripts know one seed, --seed {THEIR_SEED}; leave it out")
+    require_their_seed("--seed", request.seed)
     words = ["--fix_random_seed", "--workers", str(request.num_workers)]
     words += ["--use_amp"] if request.use_amp else []
     for flag, value in (("--epochs", request.epochs), ("--batch_size", request.batch_size)):
@@ -93,6 +92,22 @@ def train_with_openpcdet(config: EasyDict, run: RunFolder, request: TrainRequest
     require_openpcdet(root)
     with outside_group(place):
         _train(config, absolute, root, launcher_words(words, os.environ), place.is_main, tests=False)
+
+
+def require_their_seed(flag: str, *seeds: int) -> None:
+    """Refuse seeds that OpenPCDet's scripts cannot take.
+
+    Args:
+        flag: what they were given by.
+        seeds: what was asked for.
+
+    Raises:
+        ConfigError: for any but the one that those scripts know.
+    """
+    if any(seed != THEIR_SEED for seed in seeds):
+        raise ConfigError(
+            f"OpenPCDet's scripts know one seed, {THEIR_SEED}; leave {flag} out or set CAKDP_ENGINE=builtin"
+        )
 
 
 def _train(

@@ -14,9 +14,10 @@ import torch
 import yaml
 from stand_in import make_checkout
 
+from cakdp_ext.config import ConfigError
 from cakdp_ext.engine import drive as driving
 from cakdp_ext.engine.cli import run_command
-from cakdp_ext.engine.drive import launcher_words
+from cakdp_ext.engine.drive import THEIR_SEED, launcher_words, require_their_seed
 from cakdp_ext.openpcdet.hook import AfterImport
 from cakdp_ext.pickles import dump_arrays
 
@@ -115,6 +116,12 @@ def test_a_comparison_over_seeds_that_openpcdet_does_not_know_ends_before_anythi
     assert code == 2
     assert "OpenPCDet's scripts know one seed, 666; leave --seeds out or set CAKDP_ENGINE=builtin" in said
     assert not (place / "output").exists()
+
+
+def test_a_training_takes_the_seed_that_openpcdet_knows_and_no_other():
+    require_their_seed("--seed", THEIR_SEED)
+    with pytest.raises(ConfigError, match="one seed, 666; leave --seed out or set CAKDP_ENGINE=builtin"):
+        require_their_seed("--seed", 1)
 
 
 def test_a_killed_training_goes_on(command, place):
